@@ -60,7 +60,7 @@ fi
 
 # Both are built from source and take minutes, so they are not brought along.
 if cargo deny --version >/dev/null 2>&1; then
-  check licences cargo deny --locked check licenses bans sources
+  check licences cargo deny --locked check --hide-inclusion-graph licenses bans sources
   # The advisories live on a git host that not every machine can reach.
   if cargo deny fetch db >/dev/null 2>&1; then
     check advisories cargo deny --locked check advisories
