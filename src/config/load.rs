@@ -1,0 +1,175 @@
+//! Finding the file, reading it, and saying precisely what is wrong with it.
+
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+
+use super::{Address, Config, Database};
+
+/// The environment variables that override a key of the file, with what each is for.
+pub const ENVIRONMENT: [(&str, &str); 8] = [
+    ("ANALYTICS_PORT", "server.port"),
+    ("ANALYTICS_NATS_URL", "integrations.messaging.nats_url"),
+    ("ANALYTICS_DB_URL", "server.db_url"),
+    ("ANALYTICS_DB_USER", "server.db_user"),
+    ("ANALYTICS_DB_PASSWORD", "server.db_password"),
+    (
+        "ANALYTICS_DB_PASSWORD_FILE",
+        "a file that holds server.db_password",
+    ),
+    ("ANALYTICS_DB_NAME", "server.db_name"),
+    ("ANALYTICS_BASE_DIR", "server.base_dir"),
+];
+
+/// Where the file is looked for when no path is given, first hit wins.
+const PLACES: [&str; 2] = ["analytics.yml", "/etc/fechatter/analytics.yml"];
+
+/// What is wrong, and where.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read `{path}`: {source}", path = path.display())]
+    Unreadable {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{path}:{line}:{column}: {message}", path = path.display())]
+    Invalid {
+        path: PathBuf,
+        line: usize,
+        column: usize,
+        message: String,
+    },
+    #[error("integrations.messaging.password needs `username` beside it")]
+    PasswordWithoutUser,
+    #[error("environment variable {name}: {message}")]
+    Environment { name: &'static str, message: String },
+}
+
+impl Config {
+    /// Reads `path`, or the first file that is found where [`PLACES`] says, or
+    /// takes the defaults when there is none; then applies the overrides of
+    /// [`ENVIRONMENT`], looked up through `env`. Returns the path that was read, too.
+    pub fn load(
+        path: Option<&Path>,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<(Self, Option<PathBuf>), ConfigError> {
+        let path = path.map(Path::to_owned).or_else(|| {
+            PLACES
+                .iter()
+                .map(PathBuf::from)
+                .find(|place| place.exists())
+        });
+        let mut config = match &path {
+            None => Self::default(),
+            Some(path) => {
+                let text =
+                    std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+                        path: path.clone(),
+                        source,
+                    })?;
+                Self::parse(&text, path)?
+            }
+        };
+        config.override_from(env)?;
+        let messaging = &config.integrations.messaging;
+        if messaging.password.is_some() && messaging.username.is_none() {
+            return Err(ConfigError::PasswordWithoutUser);
+        }
+        Ok((config, path))
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        serde_yaml::from_str(text).map_err(|error| {
+            let (line, column) = error
+                .location()
+                .map_or((1, 1), |place| (place.line(), place.column()));
+            let message = error.to_string();
+            let message = message
+                .strip_suffix(&format!(" at line {line} column {column}"))
+                .unwrap_or(&message);
+            ConfigError::Invalid {
+                path: path.to_owned(),
+                line,
+                column,
+                message: in_plain_words(&with_nearest_key(message)),
+            }
+        })
+    }
+
+    fn override_from(&mut self, env: impl Fn(&str) -> Option<String>) -> Result<(), ConfigError> {
+        // An empty variable counts as unset: compose files and unit files often
+        // pass one through without a value.
+        let env = |name| env(name).filter(|value| !value.is_empty());
+        let invalid = |name, message: String| ConfigError::Environment { name, message };
+
+        if let Some(port) = env("ANALYTICS_PORT") {
+            self.server.port = port
+                .parse()
+                .map_err(|_| invalid("ANALYTICS_PORT", format!("`{port}` is not a port")))?;
+        }
+        if let Some(url) = env("ANALYTICS_NATS_URL") {
+            self.integrations.messaging.nats_url = Address::new(url);
+        }
+        if let Some(url) = env("ANALYTICS_DB_URL") {
+            self.server.db_url =
+                Database::parse(&url).map_err(|message| invalid("ANALYTICS_DB_URL", message))?;
+        }
+        if let Some(user) = env("ANALYTICS_DB_USER") {
+            self.server.db_user = user;
+        }
+        if let Some(file) = env("ANALYTICS_DB_PASSWORD_FILE") {
+            let password = std::fs::read_to_string(&file).map_err(|error| {
+                invalid(
+                    "ANALYTICS_DB_PASSWORD_FILE",
+                    format!("cannot read `{file}`: {error}"),
+                )
+            })?;
+            self.server.db_password =
+                Some(SecretString::from(password.trim_end_matches(['\r', '\n'])));
+        }
+        if let Some(password) = env("ANALYTICS_DB_PASSWORD") {
+            self.server.db_password = Some(SecretString::from(password));
+        }
+        if let Some(name) = env("ANALYTICS_DB_NAME") {
+            self.server.db_name = name;
+        }
+        if let Some(dir) = env("ANALYTICS_BASE_DIR") {
+            self.server.base_dir = PathBuf::from(dir);
+        }
+        Ok(())
+    }
+}
+
+/// What serde calls by its Rust name, as it is called in a file.
+fn in_plain_words(message: &str) -> String {
+    if let Some((rest, _)) = message.split_once("expected struct ") {
+        return format!("{rest}expected keys and values");
+    }
+    message
+        .replace("a nonzero usize", "a whole number above 0")
+        .replace("a nonzero u16", "a whole number above 0")
+}
+
+/// Ends a message about an unknown key with the key that was most likely meant.
+///
+/// serde names the known keys in its text and nowhere else:
+/// ``unknown field `a`, expected one of `b`, `c` ``.
+fn with_nearest_key(message: &str) -> String {
+    let Some((_, rest)) = message.split_once("unknown field `") else {
+        return message.to_owned();
+    };
+    let mut quoted = rest.split('`');
+    let unknown = quoted.next().unwrap_or_default();
+    let known = quoted.skip(1).step_by(2);
+    let nearest = known.max_by(|a, b| {
+        let likeness = |key: &str| strsim::jaro_winkler(unknown, key);
+        likeness(a).total_cmp(&likeness(b))
+    });
+    let place = message
+        .split_once(": unknown field")
+        .map_or(String::new(), |(place, _)| format!("{place}."));
+    match nearest {
+        Some(nearest) => format!("unknown key `{place}{unknown}`, did you mean `{nearest}`?"),
+        None => format!("unknown key `{place}{unknown}`"),
+    }
+}

@@ -1,0 +1,111 @@
+//! Values that serde alone would take and that cannot work. Each error names its
+//! key: serde knows only the section that it stands in.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Deserializer, de::Error};
+
+/// A switch that is there for what other services need of it.
+fn must_be_true<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    key: &str,
+    reason: &str,
+) -> Result<bool, D::Error> {
+    if bool::deserialize(deserializer)? {
+        Ok(true)
+    } else {
+        Err(D::Error::custom(format!("{key} must be true: {reason}")))
+    }
+}
+
+pub fn enabled<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    must_be_true(
+        deserializer,
+        "enabled",
+        "the daemon reads events from NATS and from nowhere else",
+    )
+}
+
+pub fn jetstream_enabled<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    must_be_true(
+        deserializer,
+        "jetstream_enabled",
+        "plain NATS would lose events",
+    )
+}
+
+/// A stream's or a consumer's name, safe in a NATS subject, a file name and a
+/// key of a KV bucket.
+pub fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let safe = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || !name.chars().all(safe) {
+        return Err(D::Error::custom(format!(
+            "a stream's or consumer's name has letters, digits, `-` and `_` only, not `{name}`"
+        )));
+    }
+    Ok(name)
+}
+
+pub fn subject<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let subject = String::deserialize(deserializer)?;
+    if subject.split('.').any(str::is_empty) || subject.contains(char::is_whitespace) {
+        return Err(D::Error::custom(format!(
+            "`{subject}` is not a NATS subject"
+        )));
+    }
+    Ok(subject)
+}
+
+pub fn optional_subject<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    subject(deserializer).map(Some)
+}
+
+pub fn batch_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NonZeroUsize, D::Error> {
+    // Beyond this ClickHouse would cut the insert into several blocks of its own,
+    // and a repeat that is cut elsewhere is not recognised.
+    const MOST: usize = 1_000_000;
+    let size = NonZeroUsize::deserialize(deserializer)?;
+    if size.get() > MOST {
+        return Err(D::Error::custom(format!(
+            "batch_size is `{size}`, more than {MOST} rows"
+        )));
+    }
+    Ok(size)
+}
+
+pub fn batch_max_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
+    let size = ByteSize::deserialize(deserializer)
+        .map_err(|_| D::Error::custom("batch_max_bytes is not a size such as `32MiB`"))?;
+    if !(ByteSize::kib(1)..=ByteSize::gib(1)).contains(&size) {
+        return Err(D::Error::custom(format!(
+            "batch_max_bytes is `{size}`, not between 1KiB and 1GiB"
+        )));
+    }
+    Ok(size)
+}
+
+pub fn flush_interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let seconds = f64::deserialize(deserializer)?;
+    if !(0.001..=3600.0).contains(&seconds) {
+        return Err(D::Error::custom(format!(
+            "flush_interval_seconds is `{seconds}`, not between 0.001 and 3600"
+        )));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+pub fn max_age<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    const CENTURY: u64 = 100 * 366 * 24;
+    let hours = u64::deserialize(deserializer)?;
+    if !(1..=CENTURY).contains(&hours) {
+        return Err(D::Error::custom(format!(
+            "max_age_hours is `{hours}`, not between one hour and a century"
+        )));
+    }
+    Ok(Duration::from_secs(hours * 3600))
+}
