@@ -1,0 +1,105 @@
+//! A message, or one event of a batch message, that cannot be stored as an
+//! event: a row of `dead_letters`, where analysts see it with SQL.
+
+use async_nats::{HeaderMap, Subject};
+use bytes::Bytes;
+
+use crate::clickhouse::native::{Block, BlockBuilder, Millis};
+
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    /// Sequence of the message in its stream.
+    pub stream_seq: u64,
+    /// Place inside a batch message, else 0.
+    pub batch_index: u32,
+    pub subject: Subject,
+    /// When JetStream stored the message.
+    pub received_at: Millis,
+    pub reason: Reason,
+    /// What is wrong, for a person.
+    pub error: String,
+    pub headers: HeaderMap,
+    /// What could not be stored: the message's payload, or the one event's bytes.
+    pub payload: Bytes,
+}
+
+/// Why an event became a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The bytes are not the protobuf message that they should be.
+    Undecodable,
+    /// The event says nothing about who sent it.
+    MissingContext,
+    /// The event's context names no client.
+    MissingClientId,
+}
+
+impl Reason {
+    /// The value of the column `reason`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Undecodable => "undecodable",
+            Self::MissingContext => "missing_context",
+            Self::MissingClientId => "missing_client_id",
+        }
+    }
+}
+
+/// Roughly what a letter adds to its block beside its payload.
+const ROW_OVERHEAD: usize = 200;
+
+/// The block that inserts `letters`, all of one stream, into `dead_letters`.
+///
+/// The same letters always give the same bytes.
+pub fn block(stream: &str, letters: &[DeadLetter]) -> Block {
+    let bytes: usize = letters
+        .iter()
+        .map(|letter| letter.payload.len() + ROW_OVERHEAD)
+        .sum();
+    let headers: Vec<String> = letters
+        .iter()
+        .map(|letter| headers_json(&letter.headers))
+        .collect();
+    let mut block = BlockBuilder::new(letters.len(), bytes);
+    block
+        .column("stream", letters.iter().map(|_| stream))
+        .column("stream_seq", letters.iter().map(|letter| letter.stream_seq))
+        .column(
+            "batch_index",
+            letters.iter().map(|letter| letter.batch_index),
+        )
+        .column(
+            "subject",
+            letters.iter().map(|letter| letter.subject.as_str()),
+        )
+        .column(
+            "received_at",
+            letters.iter().map(|letter| letter.received_at),
+        )
+        .column(
+            "reason",
+            letters.iter().map(|letter| letter.reason.as_str()),
+        )
+        .column("error", letters.iter().map(|letter| letter.error.as_str()))
+        .column("headers", headers.iter().map(String::as_str))
+        .column(
+            "payload",
+            letters.iter().map(|letter| letter.payload.as_ref()),
+        );
+    block.build()
+}
+
+/// The headers as a JSON object of arrays, `{"Nats-Msg-Id": ["…"]}`, names in
+/// order: a header map keeps them in none, and a repeat must be the same bytes.
+fn headers_json(headers: &HeaderMap) -> String {
+    let headers: std::collections::BTreeMap<&str, Vec<&str>> = headers
+        .iter()
+        .map(|(name, values)| {
+            (
+                name.as_ref(),
+                values.iter().map(|value| value.as_str()).collect(),
+            )
+        })
+        .collect();
+    serde_json::Value::from_iter(headers).to_string()
+}
