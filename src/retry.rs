@@ -1,0 +1,78 @@
+//! Trying again: with growing pauses, and without a log line a try.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use tracing::{info, warn};
+
+/// Long enough to leave a struggling server alone, short enough that nobody
+/// waits for the daemon once the server is back.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The pauses between tries, and what was said of their failures.
+pub struct Retry {
+    pauses: ExponentialBackoff,
+    said: Option<String>,
+}
+
+impl Retry {
+    /// 100 ms, doubling, with jitter so that many clients do not come back at once.
+    pub fn new() -> Self {
+        let pauses = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(LONGEST_PAUSE)
+            .with_jitter()
+            .without_max_times()
+            .build();
+        Self { pauses, said: None }
+    }
+
+    /// Whether a failure differs from the one before, and so is worth a line.
+    pub fn is_news(&mut self, error: &impl Display) -> bool {
+        let error = error.to_string();
+        let news = self.said.as_ref() != Some(&error);
+        self.said = Some(error);
+        news
+    }
+
+    /// Whether there was a failure to get over.
+    pub fn had_failed(&self) -> bool {
+        self.said.is_some()
+    }
+
+    pub async fn pause(&mut self) {
+        tokio::time::sleep(self.pauses.next().unwrap_or(LONGEST_PAUSE)).await;
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Tries `attempt` until it works. What goes wrong is logged once a change, not
+/// once a try, and so is the end of it.
+pub async fn until_ok<T, E: Display>(
+    what: &'static str,
+    mut attempt: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    let mut retry = Retry::new();
+    loop {
+        match attempt().await {
+            Ok(value) => {
+                if retry.had_failed() {
+                    info!("{what}: works now");
+                }
+                return value;
+            }
+            Err(error) => {
+                if retry.is_news(&error) {
+                    warn!(%error, "{what} failed, retrying");
+                }
+                retry.pause().await;
+            }
+        }
+    }
+}
