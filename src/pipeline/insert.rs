@@ -1,0 +1,102 @@
+//! Sending a batch to ClickHouse until it says that it has it.
+
+use std::time::Instant;
+
+use tracing::{info, warn};
+
+use super::batch::Batch;
+use crate::clickhouse::native::Block;
+use crate::clickhouse::{ClickHouse, InsertError};
+use crate::retry::Retry;
+use crate::{dead_letter, event};
+
+/// A batch as the blocks that carry it. The events are encoded once: what is
+/// sent again is the same bytes.
+#[derive(Debug)]
+pub struct Insert {
+    token: String,
+    events: Option<Block>,
+    dead_letters: Option<Block>,
+    first: u64,
+    last: u64,
+    /// Bytes of the messages.
+    bytes: usize,
+}
+
+impl Insert {
+    /// `stream` is the stream's identity, the value of the column of that name.
+    pub fn new(stream: &str, batch: &Batch, token: &str) -> Self {
+        let Batch {
+            range,
+            events,
+            dead_letters,
+            bytes,
+            ..
+        } = batch;
+        // ClickHouse takes an empty block for the end of an insert.
+        Self {
+            token: token.to_owned(),
+            events: (!events.is_empty()).then(|| event::block(stream, events, *bytes)),
+            dead_letters: (!dead_letters.is_empty())
+                .then(|| dead_letter::block(stream, dead_letters)),
+            first: range.first,
+            last: range.last,
+            bytes: *bytes,
+        }
+    }
+
+    pub fn rows(&self) -> usize {
+        self.events.as_ref().map_or(0, |block| block.rows)
+    }
+
+    pub fn dead_letters(&self) -> usize {
+        self.dead_letters.as_ref().map_or(0, |block| block.rows)
+    }
+
+    /// Returns once ClickHouse has everything. Dead letters go first: their
+    /// range must not be committed without them.
+    pub async fn send(&self, clickhouse: &ClickHouse) {
+        let started = Instant::now();
+        if let Some(block) = &self.dead_letters {
+            self.insert(clickhouse, "dead_letters", block).await;
+            warn!(
+                first = self.first,
+                last = self.last,
+                dead_letters = block.rows,
+                "dead letters stored"
+            );
+        }
+        if let Some(block) = &self.events {
+            self.insert(clickhouse, "analytics_events", block).await;
+        }
+        info!(
+            rows = self.rows(),
+            first = self.first,
+            last = self.last,
+            bytes = self.bytes,
+            insert_ms = started.elapsed().as_millis() as u64,
+            "batch stored"
+        );
+    }
+
+    /// Same bytes, same token, until it works: ClickHouse drops what it has. An
+    /// error that is not about the data passes, and one that seems to be must not
+    /// lose any.
+    async fn insert(&self, clickhouse: &ClickHouse, table: &str, block: &Block) {
+        let mut retry = Retry::new();
+        while let Err(error) = clickhouse.insert(table, block, &self.token).await {
+            if retry.is_news(&error) {
+                let unknown = matches!(error, InsertError::Unknown(_));
+                warn!(
+                    %error,
+                    unknown,
+                    table,
+                    batch.first = self.first,
+                    batch.rows = block.rows,
+                    "insert failed, retrying"
+                );
+            }
+            retry.pause().await;
+        }
+    }
+}
