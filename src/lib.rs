@@ -1,2 +1,29 @@
+//! Carries fechatter's analytics events from NATS JetStream into ClickHouse,
+//! every event exactly once.
+//!
+//! The data's path, and where each step lives:
+//!
+//! | step | module |
+//! |---|---|
+//! | the stream | [`nats`] |
+//! | consume → decode → batch → insert → commit → ack | [`pipeline`], a file a step |
+//! | the row, the dead letter | [`event`], [`dead_letter`] |
+//! | blocks, schema, client | [`clickhouse`] |
+//!
+//! Around it: [`config`] (`analytics.yml`), [`cli`] (a file a command), [`http`]
+//! (health), [`pb`] (the wire contract).
+//!
+//! A step knows its neighbour's type and nothing else; decoding and batching do
+//! no I/O and have no clock. `ARCHITECTURE.md` says why it is exactly once.
+
+pub mod cli;
+pub mod clickhouse;
+pub mod config;
+pub mod dead_letter;
+pub mod event;
+pub mod http;
+pub mod nats;
 pub mod pb;
+pub mod pipeline;
+pub mod retry;
 pub mod sample;

@@ -1,0 +1,123 @@
+//! The command line: one file a command.
+//!
+//! Data goes to stdout and everything else to stderr. Exit codes: 0 done, 1
+//! failed, 2 usage, 69 a server is unreachable, 78 configuration.
+
+mod check;
+mod clickhouse;
+mod migrate;
+mod query;
+mod send;
+mod serve;
+mod telemetry;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::clickhouse::client;
+use crate::clickhouse::migrations::MigrationError;
+use crate::config::{Config, ConfigError, ENVIRONMENT};
+use crate::nats::ConnectError;
+
+/// Carries fechatter's analytics events from NATS JetStream into ClickHouse, every event exactly once
+#[derive(Parser)]
+#[command(name = "analytics-server", version, after_help = environment_help())]
+pub struct Cli {
+    /// Configuration file [default: ./analytics.yml, then /etc/fechatter/analytics.yml]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "ANALYTICS_CONFIG",
+        hide_env_values = true
+    )]
+    config: Option<PathBuf>,
+
+    /// How log lines are written to stderr; RUST_LOG says which
+    #[arg(long, global = true, value_enum, default_value_t)]
+    log_format: telemetry::LogFormat,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Carry events until SIGTERM or SIGINT (what happens without a command, too)
+    Serve,
+    /// Bring the ClickHouse schema up to date
+    Migrate(migrate::Args),
+    /// Check configuration, NATS, stream, consumer, ClickHouse and schema, and say what to do
+    Check(check::Args),
+    /// Publish sample events
+    Send(send::Args),
+    /// Run a query and print its result, on machines without clickhouse-client
+    Query(query::Args),
+    /// Serve ClickHouse's HTTP interface over the embedded engine
+    Clickhouse(clickhouse::Args),
+}
+
+pub async fn run(cli: Cli) -> Result<ExitCode> {
+    telemetry::init(cli.log_format);
+    let path = cli.config.as_deref();
+    match cli.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve::run(load(path)?).await,
+        Command::Migrate(args) => migrate::run(args, load(path)?).await,
+        Command::Check(args) => check::run(args, path).await,
+        Command::Send(args) => send::run(args, load(path)?).await,
+        Command::Query(args) => query::run(args, load(path)?).await,
+        Command::Clickhouse(args) => clickhouse::run(args).await,
+    }
+}
+
+fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
+    let (config, path) = Config::load(path, environment)?;
+    match path {
+        Some(path) => tracing::debug!(path = %path.display(), "configuration read"),
+        None => tracing::info!("no configuration file found, using the defaults"),
+    }
+    Ok(config)
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn environment_help() -> String {
+    let lines: Vec<String> = ENVIRONMENT
+        .iter()
+        .map(|(name, key)| format!("  {name:<28} {key}"))
+        .collect();
+    format!(
+        "Environment variables that override the configuration file:\n{}\n\n\
+         Exit codes: 0 done, 1 failed, 2 usage, 69 a server is unreachable, 78 configuration",
+        lines.join("\n")
+    )
+}
+
+/// From `sysexits.h`.
+const UNREACHABLE: u8 = 69;
+const CONFIGURATION: u8 = 78;
+
+/// The exit code for a command that ended with `error`.
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let unreachable = error.chain().any(|cause| {
+        cause.is::<ConnectError>()
+            || cause
+                .downcast_ref::<::clickhouse::error::Error>()
+                .is_some_and(client::is_unreachable)
+            || cause
+                .downcast_ref::<MigrationError>()
+                .is_some_and(MigrationError::is_unreachable)
+    });
+    if error.chain().any(|cause| cause.is::<ConfigError>()) {
+        ExitCode::from(CONFIGURATION)
+    } else if unreachable {
+        ExitCode::from(UNREACHABLE)
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,350 @@
+use std::fmt;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use async_nats::jetstream;
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
+use async_nats::jetstream::stream::Stream;
+use serde::Serialize;
+
+use crate::clickhouse::client::{ClickHouse, describe, is_unreachable};
+use crate::clickhouse::migrations::{self, State};
+use crate::clickhouse::schema;
+use crate::config::{Config, Messaging};
+use crate::nats::{self, StreamId};
+use crate::pipeline::checkpoint;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// One JSON object instead of a line each
+    #[arg(long)]
+    json: bool,
+
+    /// Make what is missing: the stream, the database, its tables and views
+    #[arg(long)]
+    repair: bool,
+}
+
+/// What was found out about one thing.
+#[derive(Debug, Serialize)]
+struct Finding {
+    name: &'static str,
+    status: Status,
+    detail: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Ok,
+    /// Works, and should be otherwise.
+    Warning,
+    Failed,
+    Unreachable,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Failed => "FAILED",
+            Self::Unreachable => "UNREACHABLE",
+        })
+    }
+}
+
+pub async fn run(args: Args, path: Option<&Path>) -> Result<ExitCode> {
+    let (config, path) = Config::load(path, super::environment)?;
+    let mut report = Report::default();
+    let file = path.map_or("no file found, defaults".to_owned(), |path| {
+        path.display().to_string()
+    });
+    report.ok("configuration", file);
+
+    check_nats(&config.integrations.messaging, args.repair, &mut report).await;
+    check_clickhouse(&config, args.repair, &mut report).await;
+
+    report.print(args.json)?;
+    Ok(report.exit_code())
+}
+
+#[derive(Default)]
+struct Report {
+    findings: Vec<Finding>,
+}
+
+impl Report {
+    fn ok(&mut self, name: &'static str, detail: impl Into<String>) {
+        self.add(name, Status::Ok, detail, None);
+    }
+
+    fn add(
+        &mut self,
+        name: &'static str,
+        status: Status,
+        detail: impl Into<String>,
+        remedy: Option<String>,
+    ) {
+        self.findings.push(Finding {
+            name,
+            status,
+            detail: detail.into(),
+            remedy,
+        });
+    }
+
+    fn has(&self, status: Status) -> bool {
+        self.findings.iter().any(|finding| finding.status == status)
+    }
+
+    fn is_fine(&self) -> bool {
+        !self.has(Status::Failed) && !self.has(Status::Unreachable)
+    }
+
+    fn print(&self, json: bool) -> Result<()> {
+        if json {
+            let report = serde_json::json!({ "ok": self.is_fine(), "checks": self.findings });
+            println!("{}", serde_json::to_string_pretty(&report)?);
+            return Ok(());
+        }
+        for Finding {
+            name,
+            status,
+            detail,
+            remedy,
+        } in &self.findings
+        {
+            println!("{status:<12} {name:<14} {detail}");
+            if let Some(remedy) = remedy {
+                println!("{:<12} {:<14} → {remedy}", "", "");
+            }
+        }
+        Ok(())
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        if self.has(Status::Unreachable) {
+            ExitCode::from(super::UNREACHABLE)
+        } else if self.has(Status::Failed) {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+async fn check_nats(messaging: &Messaging, repair: bool, report: &mut Report) {
+    let address = &messaging.nats_url;
+    let client = match nats::connect(messaging).await {
+        Ok(client) => client,
+        Err(error) => {
+            let remedy = "start NATS with `nats-server --jetstream`, or set integrations.messaging.nats_url and the credentials";
+            report.add(
+                "nats",
+                Status::Unreachable,
+                error.to_string(),
+                Some(remedy.to_owned()),
+            );
+            return;
+        }
+    };
+    report.ok(
+        "nats",
+        format!("{address}, version {}", client.server_info().version),
+    );
+
+    let jetstream = jetstream::new(client);
+    if let Err(error) = jetstream.query_account().await {
+        let remedy = "enable JetStream: `nats-server --jetstream`, or `jetstream {}` in its configuration and for the account";
+        report.add(
+            "jetstream",
+            Status::Failed,
+            error.to_string(),
+            Some(remedy.to_owned()),
+        );
+        return;
+    }
+    report.ok("jetstream", "enabled");
+
+    if let Some(stream) = check_stream(&jetstream, messaging, repair, report).await {
+        check_consumer(&jetstream, &stream, messaging, report).await;
+    }
+}
+
+async fn check_stream(
+    jetstream: &jetstream::Context,
+    messaging: &Messaging,
+    repair: bool,
+    report: &mut Report,
+) -> Option<Stream> {
+    let name = &messaging.jetstream.stream_name;
+    if repair {
+        // Also makes it; what is wrong with one that exists is told below.
+        let _ = nats::open_stream(jetstream, messaging).await;
+    }
+    let stream = match nats::find_stream(jetstream, name).await {
+        Ok(Some(stream)) => stream,
+        Ok(None) => {
+            let remedy =
+                "`analytics-server check --repair` makes it, and so does `analytics-server serve`";
+            report.add(
+                "stream",
+                Status::Failed,
+                format!("`{name}` does not exist"),
+                Some(remedy.to_owned()),
+            );
+            return None;
+        }
+        Err(error) => {
+            report.add("stream", Status::Failed, error.to_string(), None);
+            return None;
+        }
+    };
+    let info = stream.cached_info();
+    let differences = nats::differences(&info.config, messaging);
+    if differences.is_empty() {
+        let detail = format!(
+            "`{name}`, {} messages, sequences {} to {}",
+            info.state.messages, info.state.first_sequence, info.state.last_sequence
+        );
+        report.ok("stream", detail);
+    }
+    for difference in differences {
+        let status = if difference.fatal {
+            Status::Failed
+        } else {
+            Status::Warning
+        };
+        let detail = format!(
+            "`{name}`: {} is {}, should be {}",
+            difference.setting, difference.is, difference.should_be
+        );
+        report.add("stream", status, detail, Some(difference.remedy));
+    }
+    Some(stream)
+}
+
+/// The consumer and the checkpoint, which together say how far the daemon is.
+async fn check_consumer(
+    jetstream: &jetstream::Context,
+    stream: &Stream,
+    messaging: &Messaging,
+    report: &mut Report,
+) {
+    let name = &messaging.jetstream.consumer_name;
+    match stream.consumer_info(name).await {
+        Ok(info) => {
+            let detail = format!(
+                "`{name}`, {} messages to come, {} not acknowledged",
+                info.num_pending, info.num_ack_pending
+            );
+            report.ok("consumer", detail);
+        }
+        Err(error) => {
+            let missing = error.kind() == ConsumerInfoErrorKind::NotFound;
+            if missing {
+                let remedy =
+                    "nothing to do: `analytics-server serve` puts it in place at its checkpoint";
+                let detail = format!("`{name}` does not exist yet");
+                report.add("consumer", Status::Warning, detail, Some(remedy.to_owned()));
+            } else {
+                report.add("consumer", Status::Failed, error.to_string(), None);
+            }
+        }
+    }
+    match checkpoint::peek(jetstream, &messaging.jetstream.stream_name, name).await {
+        Ok(None) => report.ok(
+            "checkpoint",
+            "none yet: the daemon starts at the stream's beginning",
+        ),
+        Ok(Some(record)) if record.stream_created != StreamId::of(stream).created => {
+            let detail =
+                "it is of a stream that was deleted: the daemon starts at the new one's beginning";
+            report.add("checkpoint", Status::Warning, detail, None);
+        }
+        Ok(Some(record)) => {
+            let detail = format!(
+                "stored up to sequence {}, {} ranges in flight, owner {}",
+                record.committed,
+                record.in_flight.len(),
+                record.owner
+            );
+            report.ok("checkpoint", detail);
+        }
+        Err(error) => report.add("checkpoint", Status::Failed, error.to_string(), None),
+    }
+}
+
+async fn check_clickhouse(config: &Config, repair: bool, report: &mut Report) {
+    let clickhouse = ClickHouse::new(&config.server);
+    match clickhouse.version().await {
+        Ok(version) => report.ok(
+            "clickhouse",
+            format!("{}, version {version}", clickhouse.address()),
+        ),
+        Err(error) => {
+            let (status, remedy) = if is_unreachable(&error) {
+                (
+                    Status::Unreachable,
+                    "start ClickHouse, or set server.db_url; `db_url: embedded` needs none",
+                )
+            } else {
+                (
+                    Status::Failed,
+                    "set server.db_user and ANALYTICS_DB_PASSWORD",
+                )
+            };
+            let detail = format!("{}: {}", clickhouse.address(), describe(&error));
+            report.add("clickhouse", status, detail, Some(remedy.to_owned()));
+            return;
+        }
+    }
+    if repair && let Err(error) = super::migrate::apply(&clickhouse, config).await {
+        report.add("schema", Status::Failed, error.to_string(), None);
+        return;
+    }
+    check_schema(&clickhouse, report).await;
+}
+
+async fn check_schema(clickhouse: &ClickHouse, report: &mut Report) {
+    let database = clickhouse.database();
+    let pending = match migrations::status(clickhouse).await {
+        Ok(all) => all
+            .iter()
+            .filter(|(_, state)| *state == State::Pending)
+            .count(),
+        Err(error) => {
+            report.add("schema", Status::Failed, error.to_string(), None);
+            return;
+        }
+    };
+    if pending > 0 {
+        let remedy =
+            "`analytics-server migrate` applies them, and so does `analytics-server serve`";
+        let detail = format!("database `{database}`: {pending} migrations are not applied");
+        report.add("schema", Status::Failed, detail, Some(remedy.to_owned()));
+        return;
+    }
+    report.ok("schema", format!("database `{database}` is up to date"));
+
+    match schema::without_window(clickhouse).await {
+        Ok(tables) if tables.is_empty() => {
+            report.ok("deduplication", "every table recognises a repeated insert")
+        }
+        Ok(tables) => {
+            for table in tables {
+                let detail = format!(
+                    "table `{}` would count a repeated insert again",
+                    table.table
+                );
+                report.add("deduplication", Status::Failed, detail, Some(table.remedy));
+            }
+        }
+        Err(error) => report.add("deduplication", Status::Failed, describe(&error), None),
+    }
+}

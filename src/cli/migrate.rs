@@ -1,0 +1,64 @@
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::clickhouse::migrations::{self, State};
+use crate::clickhouse::{ClickHouse, schema};
+use crate::config::Config;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only show which migrations are applied; exit 1 when some are not
+    #[arg(long)]
+    status: bool,
+}
+
+pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
+    let clickhouse = ClickHouse::new(&config.server);
+    if args.status {
+        return status(&clickhouse).await;
+    }
+    for name in apply(&clickhouse, &config).await? {
+        println!("applied {name}");
+    }
+    println!(
+        "schema of database `{}` is up to date",
+        clickhouse.database()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Applies what is pending and the retention that is configured; returns what
+/// was done.
+pub async fn apply(
+    clickhouse: &ClickHouse,
+    config: &Config,
+) -> Result<Vec<String>, migrations::MigrationError> {
+    let days = config.features.analytics.retention_days.get();
+    let migrations = migrations::apply(clickhouse).await?;
+    let retained = schema::retain(clickhouse, days).await?;
+    let migrations = migrations.into_iter().map(str::to_owned);
+    let retained = retained
+        .into_iter()
+        .map(|table| format!("retention of {days} days to {table}"));
+    Ok(migrations.chain(retained).collect())
+}
+
+async fn status(clickhouse: &ClickHouse) -> Result<ExitCode> {
+    let mut pending = false;
+    for (migration, state) in migrations::status(clickhouse).await? {
+        let state = match state {
+            State::Applied => "applied",
+            State::Pending => {
+                pending = true;
+                "pending"
+            }
+        };
+        println!("{state} {}", migration.name);
+    }
+    Ok(if pending {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}

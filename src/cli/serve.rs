@@ -1,0 +1,243 @@
+use std::process::{ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use crate::clickhouse::ClickHouse;
+use crate::clickhouse::migrations::MigrationError;
+use crate::config::{Config, Database};
+use crate::http::{self, Health};
+use crate::nats;
+use crate::pipeline::{Counters, Pipeline};
+use crate::retry::{self, Retry};
+
+/// How long a stop may take to store what is held. Service managers send
+/// SIGKILL after 30 s or more.
+const GRACE: Duration = Duration::from_secs(20);
+
+pub async fn run(config: Config) -> Result<ExitCode> {
+    let config = Arc::new(config);
+    let shutdown = CancellationToken::new();
+    stop_on_signals(shutdown.clone())?;
+
+    let address = ("127.0.0.1", config.server.port);
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!(
+            "cannot listen on 127.0.0.1:{} (server.port)",
+            config.server.port
+        )
+    })?;
+    let clickhouse = ClickHouse::new(&config.server);
+    let counters = Arc::new(Counters::default());
+    let health = Arc::new(Health::new(clickhouse.clone(), Arc::clone(&counters)));
+    info!(address = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "listening");
+    // Answers until the very end, so that a slow stop can be watched.
+    tokio::spawn(http::serve(listener, Arc::clone(&health)));
+
+    let engine = match config.server.db_url {
+        Database::Embedded { port } => Some(Engine::start(&config, port)?),
+        Database::Server(_) => None,
+    };
+    let outcome = tokio::select! {
+        outcome = carry(&config, clickhouse, counters, &health, &shutdown) => outcome,
+        () = grace_over(&shutdown) => {
+            warn!("stopping with batches that ClickHouse did not take; they are recorded and go first at the next start");
+            Ok(())
+        }
+    };
+    if let Some(engine) = engine {
+        engine.stop().await;
+    }
+    outcome?;
+    let (received, stored, dead_letters) = health.counts();
+    info!(received, stored, dead_letters, "stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for both servers, brings the schema up to date, then runs the pipeline
+/// until `shutdown`.
+async fn carry(
+    config: &Arc<Config>,
+    clickhouse: ClickHouse,
+    counters: Arc<Counters>,
+    health: &Health,
+    shutdown: &CancellationToken,
+) -> Result<()> {
+    let messaging = &config.integrations.messaging;
+    let connecting = retry::until_ok("connecting to NATS", async || {
+        nats::connect(messaging).await
+    });
+    let Some(nats) = shutdown.run_until_cancelled(connecting).await else {
+        return Ok(());
+    };
+    health.connected(nats.clone());
+
+    let migrating = retry::until_ok("bringing the schema up to date", async || {
+        match super::migrate::apply(&clickhouse, config).await {
+            // Waiting does not mend a file that was changed.
+            Err(changed @ MigrationError::Changed { .. }) => Ok(Err(changed)),
+            Err(other) => Err(other),
+            Ok(done) => Ok(Ok(done)),
+        }
+    });
+    let Some(migrated) = shutdown.run_until_cancelled(migrating).await else {
+        return Ok(());
+    };
+    for done in migrated? {
+        info!("applied {done}");
+    }
+
+    let pipeline = Pipeline {
+        config: Arc::clone(config),
+        nats,
+        clickhouse,
+        owner: owner(),
+        counters,
+    };
+    keep_running(&pipeline, health, shutdown).await
+}
+
+/// Runs the pipeline again whenever NATS interrupts it, until `shutdown`.
+async fn keep_running(
+    pipeline: &Pipeline,
+    health: &Health,
+    shutdown: &CancellationToken,
+) -> Result<()> {
+    let mut retry = Retry::new();
+    while !shutdown.is_cancelled() {
+        let started = Instant::now();
+        let running = health.running();
+        let Err(error) = pipeline.run(shutdown).await else {
+            break;
+        };
+        drop(running);
+        if error.is_final() {
+            return Err(error.into());
+        }
+        if started.elapsed() > retry::LONGEST_PAUSE {
+            // It had worked: this is another interruption, not the same one.
+            retry = Retry::new();
+        }
+        if retry.is_news(&error) {
+            warn!(%error, "interrupted, going on at the checkpoint");
+        }
+        retry.pause().await;
+    }
+    Ok(())
+}
+
+/// This instance's name in the checkpoint: for a person, and unlike any other.
+fn owner() -> String {
+    let host = std::env::var("HOSTNAME")
+        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
+        .unwrap_or_default();
+    let host = host.trim();
+    let host = if host.is_empty() {
+        "unknown-host"
+    } else {
+        host
+    };
+    format!("{host}-{}-{}", std::process::id(), Uuid::new_v4().simple())
+}
+
+/// The first SIGTERM or SIGINT asks for an orderly stop, the second ends the
+/// process where it is: nothing is lost by that, only done again.
+fn stop_on_signals(shutdown: CancellationToken) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        next().await;
+        info!("stopping: storing what is held");
+        shutdown.cancel();
+        next().await;
+        warn!("stopped at once");
+        std::process::exit(1);
+    });
+    Ok(())
+}
+
+async fn grace_over(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(GRACE).await;
+}
+
+/// The embedded ClickHouse, as a child process: it may take the memory of large
+/// queries, and a fault in it does not take the daemon along.
+struct Engine {
+    stop: CancellationToken,
+    supervisor: tokio::task::JoinHandle<()>,
+}
+
+impl Engine {
+    fn start(config: &Config, port: u16) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .arg("clickhouse")
+            .arg("--path")
+            .arg(config.server.base_dir.join("clickhouse"))
+            .args(["--port", &port.to_string()])
+            // The child ends when this pipe closes, even if the daemon is killed.
+            .arg("--exit-with-parent")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            // Its own group: Ctrl-C in a terminal must reach the daemon first, which
+            // still has events to store.
+            .process_group(0)
+            .env("ANALYTICS_DB_USER", &config.server.db_user);
+        if let Some(password) = &config.server.db_password {
+            command.env(
+                "ANALYTICS_DB_PASSWORD",
+                secrecy::ExposeSecret::expose_secret(password),
+            );
+        }
+        let child = command
+            .spawn()
+            .context("cannot start the embedded ClickHouse")?;
+        let stop = CancellationToken::new();
+        let supervisor = tokio::spawn(supervise(command, child, stop.clone()));
+        Ok(Self { stop, supervisor })
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        let _ = self.supervisor.await;
+    }
+}
+
+async fn supervise(mut command: Command, mut child: Child, stop: CancellationToken) {
+    loop {
+        let stdin = child.stdin.take();
+        tokio::select! {
+            status = child.wait() => {
+                let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                error!(status, "the embedded ClickHouse has ended, starting it again");
+            }
+            () = stop.cancelled() => {
+                drop(stdin);
+                let _ = tokio::time::timeout(GRACE, child.wait()).await;
+                return;
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        match command.spawn() {
+            Ok(started) => child = started,
+            Err(error) => {
+                error!(%error, "cannot start the embedded ClickHouse");
+                return;
+            }
+        }
+    }
+}
