@@ -18,9 +18,10 @@ use crate::nats;
 use crate::pipeline::{Counters, Pipeline};
 use crate::retry::{self, Retry};
 
-/// How long a stop may take to store what is held. Service managers send
-/// SIGKILL after 30 s or more.
-const GRACE: Duration = Duration::from_secs(20);
+/// How long a stop may take to store what is held, and then the embedded
+/// ClickHouse to close: service managers send SIGKILL after 30 s or more.
+const GRACE: Duration = Duration::from_secs(18);
+const ENGINE_GRACE: Duration = Duration::from_secs(5);
 
 pub async fn run(config: Config) -> Result<ExitCode> {
     let config = Arc::new(config);
@@ -227,7 +228,10 @@ async fn supervise(mut command: Command, mut child: Child, stop: CancellationTok
             }
             () = stop.cancelled() => {
                 drop(stdin);
-                let _ = tokio::time::timeout(GRACE, child.wait()).await;
+                if tokio::time::timeout(ENGINE_GRACE, child.wait()).await.is_err() {
+                    // It is made to survive this.
+                    let _ = child.kill().await;
+                }
                 return;
             }
         }

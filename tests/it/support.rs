@@ -1,0 +1,190 @@
+//! What the tests stand on: a nats-server each, one ClickHouse for all with a
+//! database each, and the binary itself. A server that is missing is a failure.
+
+pub mod clickhouse;
+pub mod daemon;
+pub mod nats;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ::clickhouse::Client;
+use bytes::Bytes;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use daemon::Daemon;
+use nats::Nats;
+
+/// Waits until `condition` gives something. The limit is for a machine that is
+/// busy with other things, and no statement about speed.
+pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(started.elapsed() < Duration::from_secs(180), "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A file that `scripts/deps.sh --tests` brings.
+pub fn dependency(path: &str) -> PathBuf {
+    let deps = std::env::var_os("FECHATTER_DEPS_DIR")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".dev"));
+    let file = deps.join(path);
+    assert!(file.exists(), "{} is missing: run scripts/deps.sh --tests", file.display());
+    file
+}
+
+/// A nats-server, a database and a folder of the test's own.
+pub struct World {
+    pub nats: Nats,
+    pub database: String,
+    pub dir: TempDir,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        Self::with_nats(Nats::start().await)
+    }
+
+    pub fn with_nats(nats: Nats) -> Self {
+        Self {
+            nats,
+            database: format!("test_{}", uuid::Uuid::new_v4().simple()),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// A configuration file for this world; `analytics` and `messaging` are keys
+    /// of the sections of these names, in YAML's short form.
+    pub fn config(&self, analytics: &str, messaging: &str) -> PathBuf {
+        let path = self.dir.path().join("analytics.yml");
+        let text = format!(
+            "server: {{port: 0, db_url: '{}', db_name: {}, base_dir: '{}'}}\n\
+             integrations: {{messaging: {{nats_url: '{}', {messaging}}}}}\n\
+             features: {{analytics: {{{analytics}}}}}\n",
+            clickhouse::url(),
+            self.database,
+            self.dir.path().join("data").display(),
+            self.nats.url(),
+        );
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    pub fn daemon(&self, analytics: &str) -> Daemon {
+        Daemon::start(&self.config(analytics, ""))
+    }
+
+    pub fn clickhouse(&self) -> Client {
+        Client::default().with_url(clickhouse::url()).with_database(&self.database)
+    }
+
+    /// The rows of a query, each a JSON object; none while the table is not there.
+    pub async fn rows(&self, sql: &str) -> Vec<Value> {
+        let answer = self
+            .clickhouse()
+            .query_raw(sql)
+            .with_setting("output_format_json_quote_64bit_integers", "0")
+            .fetch_bytes("JSONEachRow")
+            .unwrap()
+            .collect()
+            .await
+            .unwrap_or_default();
+        answer
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect()
+    }
+
+    /// The one number that a query gives; 0 while the table is not there.
+    pub async fn number(&self, sql: &str) -> u64 {
+        let rows = self.rows(&format!("SELECT toUInt64(n) AS n FROM ({sql})")).await;
+        rows.first().map_or(0, |row| row["n"].as_u64().unwrap())
+    }
+
+    pub async fn stored(&self) -> u64 {
+        self.number("SELECT count() AS n FROM analytics_events").await
+    }
+
+    /// Waits until exactly this many events and dead letters are stored, and
+    /// nothing is left to acknowledge.
+    pub async fn settled(&self, events: u64, dead_letters: u64) {
+        eventually(&format!("{events} events and {dead_letters} dead letters are stored"), async || {
+            let letters = self.number("SELECT count() AS n FROM dead_letters").await;
+            (self.stored().await >= events && letters >= dead_letters).then_some(())
+        })
+        .await;
+        eventually("everything is acknowledged", async || {
+            let stream = self.nats.jetstream().await.get_stream("ANALYTICS").await.ok()?;
+            let consumer = stream.consumer_info("analytics-processor").await.ok()?;
+            (consumer.num_pending == 0 && consumer.num_ack_pending == 0).then_some(())
+        })
+        .await;
+        assert_eq!(self.stored().await, events);
+        assert_eq!(self.number("SELECT count() AS n FROM dead_letters").await, dead_letters);
+    }
+
+    /// Publishes to `fechatter.analytics.` and the rest of a subject; returns the
+    /// stream sequence.
+    pub async fn publish(&self, subject: &str, payload: impl Into<Bytes>) -> u64 {
+        let jetstream = self.nats.jetstream().await;
+        let ack = jetstream
+            .publish(format!("fechatter.analytics.{subject}"), payload.into())
+            .await
+            .unwrap();
+        ack.await.unwrap().sequence
+    }
+
+    /// Every view says what a recount of `analytics_events` says.
+    pub async fn views_equal_a_recount(&self) {
+        for (view, recount) in VIEWS {
+            let digest = |sql| {
+                format!("SELECT count() AS rows, sum(cityHash64(toString(tuple(*)))) AS hash FROM ({sql})")
+            };
+            assert_eq!(
+                self.rows(&digest(view)).await,
+                self.rows(&digest(recount)).await,
+                "{view}"
+            );
+        }
+    }
+}
+
+/// What a view says, and the same counted from the events.
+const VIEWS: [(&str, &str); 6] = [
+    (
+        "SELECT date, user_id, sum(events_count) FROM daily_active_users GROUP BY ALL",
+        "SELECT date, user_id, count() FROM analytics_events WHERE user_id != '' GROUP BY ALL",
+    ),
+    (
+        "SELECT date, event_type, sum(count) FROM event_counts_by_type GROUP BY ALL",
+        "SELECT date, event_type, count() FROM analytics_events GROUP BY ALL",
+    ),
+    (
+        "SELECT date, message_type, sum(message_count), sum(total_size), sum(total_files) FROM message_statistics GROUP BY ALL",
+        "SELECT date, message_type, count(), sum(message_size), sum(message_total_files) FROM analytics_events
+         WHERE event_type = 'message_sent' GROUP BY ALL",
+    ),
+    (
+        "SELECT timestamp, error_type, error_code, error_message, error_context, user_id, client_id FROM error_tracking",
+        "SELECT server_ts, error_type, error_code, error_message, error_context, user_id, client_id FROM analytics_events
+         WHERE event_type = 'error_occurred'",
+    ),
+    (
+        "SELECT date, client_id, session_id, user_id, session_start, session_end, session_length, total_events FROM sessions",
+        "SELECT date, client_id, session_id, max(user_id), min(server_ts), max(server_ts),
+             toInt64(floor(max(toDecimal64(server_ts, 3)) - min(toDecimal64(server_ts, 3)))), count()
+         FROM analytics_events WHERE session_id != '' GROUP BY date, client_id, session_id",
+    ),
+    (
+        "SELECT date, client_id, total_session_events, unique_users FROM daily_sessions",
+        "SELECT date, client_id, count(), uniqExactIf(user_id, user_id != '') FROM analytics_events
+         WHERE session_id != '' GROUP BY date, client_id",
+    ),
+];

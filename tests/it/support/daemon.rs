@@ -1,0 +1,103 @@
+//! analytics-server as its users run it: the binary, a configuration file, signals.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+
+use super::eventually;
+
+/// A command of the binary, not started yet, with no configuration from the
+/// environment of whoever runs the tests.
+pub fn command(config: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_analytics-server"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ANALYTICS_") || name == "RUST_LOG") {
+        command.env_remove(name);
+    }
+    command.arg("--config").arg(config);
+    command
+}
+
+/// Runs a command of the binary to its end.
+pub async fn run(config: &Path, arguments: &[&str]) -> Output {
+    let mut command = command(config);
+    command.args(arguments);
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+/// `analytics-server serve`.
+pub struct Daemon {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Daemon {
+    pub fn start(config: &Path) -> Self {
+        Self::start_with(config, &[], "debug")
+    }
+
+    pub fn start_with(config: &Path, arguments: &[&str], log_filter: &str) -> Self {
+        let log = tempfile::NamedTempFile::new().unwrap().into_temp_path().keep().unwrap();
+        let child = command(config)
+            .args(arguments)
+            .arg("serve")
+            .env("RUST_LOG", format!("warn,analytics_server={log_filter}"))
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Self { child, log }
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub async fn logs(&self, text: &str) {
+        eventually(&format!("the daemon logs `{text}`"), async || self.log().contains(text).then_some(())).await;
+    }
+
+    /// The address that it listens on.
+    pub async fn address(&self) -> String {
+        eventually("the daemon listens", async || {
+            let log = self.log();
+            let (_, rest) = log.split_once("address=")?;
+            rest.split_whitespace().next().map(str::to_owned)
+        })
+        .await
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    /// Waits for the end of the process.
+    pub async fn ended(&mut self) -> ExitStatus {
+        eventually("the daemon ends", async || self.child.try_wait().unwrap()).await
+    }
+
+    /// Asks it to stop and waits until it has.
+    pub async fn stop(mut self) -> (ExitStatus, String) {
+        self.signal("TERM");
+        let status = self.ended().await;
+        (status, self.log())
+    }
+
+    /// Ends it where it is.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- log of the daemon\n{}", self.log());
+        }
+        let _ = std::fs::remove_file(&self.log);
+    }
+}

@@ -1,0 +1,91 @@
+//! A nats-server of the test's own, with JetStream.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use async_nats::jetstream;
+use tempfile::TempDir;
+
+use super::{dependency, eventually};
+
+pub struct Nats {
+    child: Child,
+    dir: TempDir,
+    port: u16,
+    options: Vec<String>,
+}
+
+impl Nats {
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With more arguments for nats-server.
+    pub async fn start_with(options: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+        // -1: any free port, which the server then writes into a file.
+        let child = spawn(&dir, "-1", &options);
+        let ports = dir.path().join(format!("nats-server_{}.ports", child.id()));
+        let port = eventually("nats-server listens", async || port_of(&ports)).await;
+        Self {
+            child,
+            dir,
+            port,
+            options,
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    pub async fn client(&self) -> async_nats::Client {
+        async_nats::connect(self.url()).await.unwrap()
+    }
+
+    pub async fn jetstream(&self) -> jetstream::Context {
+        jetstream::new(self.client().await)
+    }
+
+    /// Ends the server as a power cut would.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again on the same port and data.
+    pub fn start_again(&mut self) {
+        self.child = spawn(&self.dir, &self.port.to_string(), &self.options);
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(dir: &TempDir, port: &str, options: &[String]) -> Child {
+    let log = std::fs::File::create(dir.path().join("nats.log")).unwrap();
+    Command::new(dependency("bin/nats-server"))
+        .args(["--addr", "127.0.0.1", "--port", port, "--jetstream"])
+        .arg("--store_dir")
+        .arg(dir.path())
+        .arg("--ports_file_dir")
+        .arg(dir.path())
+        .args(options)
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+/// The port in a file such as `{"nats":["nats://127.0.0.1:4222"]}`.
+fn port_of(file: &PathBuf) -> Option<u16> {
+    let text = std::fs::read(file).ok()?;
+    let ports: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    let url = ports["nats"][0].as_str()?;
+    url.rsplit_once(':')?.1.parse().ok()
+}
