@@ -69,7 +69,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Check(args) => check::run(args, path).await,
         Command::Send(args) => send::run(args, load(path)?).await,
         Command::Query(args) => query::run(args, load(path)?).await,
-        Command::Clickhouse(args) => clickhouse::run(args).await,
+        Command::Clickhouse(args) => clickhouse::run(args).await.map(|()| ExitCode::SUCCESS),
     }
 }
 

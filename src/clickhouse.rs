@@ -1,6 +1,8 @@
-//! ClickHouse: the client, the blocks that it sends, the schema.
+//! ClickHouse: the client, the blocks that it sends, the schema, and the engine
+//! itself for machines that have no server.
 
 pub mod client;
+pub mod embedded;
 pub mod migrations;
 pub mod native;
 pub mod schema;

@@ -1,5 +1,135 @@
-#[derive(clap::Args)]
-pub struct Args {}
-pub async fn run(_: Args) -> anyhow::Result<std::process::ExitCode> {
-    anyhow::bail!("not yet")
+//! `analytics-server clickhouse`: the ClickHouse engine as a server of its own.
+
+use std::env;
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use secrecy::SecretString;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::clickhouse::embedded::{Credentials, Engine, serve};
+
+/// Serve ClickHouse's HTTP interface without a ClickHouse server
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Directory of the data, created if it is missing
+    #[arg(long, value_name = "DIR")]
+    path: PathBuf,
+    /// Port of the HTTP interface; 0 takes a free one
+    #[arg(long, default_value_t = 8123)]
+    port: u16,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+    /// ClickHouse's library, which scripts/deps.sh fetches [default: searched in
+    /// $FECHATTER_DEPS_DIR/lib, ./.dev/lib, beside this program, /usr/local/lib, /usr/lib]
+    #[arg(long, value_name = "FILE", env = "LIBCHDB_PATH")]
+    libchdb: Option<PathBuf>,
+    /// User that clients must name
+    #[arg(long, env = "ANALYTICS_DB_USER", default_value = "default")]
+    user: String,
+    /// The user's password [default: none]
+    #[arg(
+        long,
+        env = "ANALYTICS_DB_PASSWORD",
+        default_value = "",
+        hide_default_value = true,
+        hide_env_values = true
+    )]
+    password: SecretString,
+    /// Stop at the end of standard input, so that a parent that dies leaves nothing behind
+    #[arg(long, hide = true)]
+    exit_with_parent: bool,
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let shutdown = CancellationToken::new();
+    stop_on_signals(&shutdown)?;
+    if args.exit_with_parent {
+        stop_with_parent(shutdown.clone());
+    }
+    let library = match args.libchdb {
+        Some(path) => path,
+        None => find_library()?,
+    };
+    let address = format!("{}:{}", args.host, args.port);
+    // Before the engine starts, which takes seconds and a lock.
+    let listener = match TcpListener::bind(&address).await {
+        Ok(listener) => listener,
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            bail!("{address} is in use by another process; choose another --port")
+        }
+        Err(error) => return Err(error).context(format!("cannot listen on {address}")),
+    };
+    let engine = Engine::open(library, args.path.clone()).await?;
+    enter_user_files(&args.path)?;
+    info!(address = %listener.local_addr()?, version = engine.about().version, "listening");
+    let credentials = Credentials {
+        user: args.user,
+        password: args.password,
+    };
+    serve(listener, engine, credentials, shutdown).await?;
+    info!("stopped");
+    Ok(())
+}
+
+fn stop_on_signals(shutdown: &CancellationToken) -> io::Result<()> {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind)?;
+        let shutdown = shutdown.clone();
+        tokio::spawn(async move {
+            signals.recv().await;
+            shutdown.cancel();
+        });
+    }
+    Ok(())
+}
+
+/// On a thread of its own: tokio's runtime would wait for a read of standard input.
+fn stop_with_parent(shutdown: CancellationToken) {
+    std::thread::spawn(move || {
+        let mut input = io::stdin().lock();
+        let mut ignored = [0; 64];
+        while matches!(input.read(&mut ignored), Ok(length) if length > 0) {}
+        shutdown.cancel();
+    });
+}
+
+/// Relative names in `file()` are the working directory's in libchdb; ClickHouse puts
+/// them into the data directory, and so does this.
+fn enter_user_files(path: &Path) -> anyhow::Result<()> {
+    let directory = path.join("user_files");
+    std::fs::create_dir_all(&directory)
+        .and_then(|()| env::set_current_dir(&directory))
+        .with_context(|| format!("cannot use directory `{}`", directory.display()))
+}
+
+fn find_library() -> anyhow::Result<PathBuf> {
+    let name = if cfg!(target_os = "macos") {
+        "libchdb.dylib"
+    } else {
+        "libchdb.so"
+    };
+    let mut directories = Vec::new();
+    if let Some(deps) = env::var_os("FECHATTER_DEPS_DIR") {
+        directories.push(PathBuf::from(deps).join("lib"));
+    }
+    directories.push(PathBuf::from(".dev/lib"));
+    if let Ok(program) = env::current_exe() {
+        for above in program.ancestors().skip(1).take(3) {
+            directories.extend([above.to_owned(), above.join("lib"), above.join(".dev/lib")]);
+        }
+    }
+    directories.extend(["/usr/local/lib".into(), "/usr/lib".into()]);
+    let mut candidates = directories.iter().map(|directory| directory.join(name));
+    candidates
+        .find(|candidate| candidate.is_file())
+        .with_context(|| {
+            format!("{name} is missing: run scripts/deps.sh, or name it with --libchdb")
+        })
 }

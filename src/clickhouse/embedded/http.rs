@@ -1,0 +1,470 @@
+//! ClickHouse's HTTP interface: routes, bodies both ways, and the headers that its
+//! clients read.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use bytes::{Buf, Bytes};
+use futures_util::{StreamExt, stream};
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::compression::{Encoder, Encoding, decoder};
+use super::engine::{About, Engine};
+use super::exception::Exception;
+use super::execute::{Output, execute};
+use super::formats::content_type;
+use super::libchdb::Statistics;
+use super::request::{Credentials, Parsed};
+
+/// Requests that are still open at a stop may finish within this time.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// A client that sends nothing for this long has gone without a word.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Until this much of a result is there, an exception still gets its own status, as
+/// with ClickHouse's `buffer_size`.
+const RESPONSE_BUFFER_BYTES: usize = 1024 * 1024;
+
+/// Of a body that nobody wants any more, this much is read all the same: many
+/// clients read the answer only when they have sent everything.
+const DRAIN_BYTES: usize = 64 * 1024 * 1024;
+
+/// Pieces of a body on their way to or from the engine. More would only be memory.
+const PIECES_IN_FLIGHT: usize = 4;
+
+#[derive(Clone)]
+struct App {
+    engine: Engine,
+    credentials: Arc<Credentials>,
+    /// Cuts off what is still open when the grace is over.
+    cut_off: CancellationToken,
+}
+
+/// Serves until `shutdown`, then lets open requests finish for a moment, closes the
+/// engine and returns.
+pub async fn serve(
+    listener: TcpListener,
+    engine: Engine,
+    credentials: Credentials,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let app = App {
+        engine: engine.clone(),
+        credentials: Arc::new(credentials),
+        cut_off: CancellationToken::new(),
+    };
+    let cut_off = app.cut_off.clone();
+    let router = Router::new()
+        .route("/", any(query))
+        .route("/ping", get(ok))
+        .route("/replicas_status", get(ok))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "There is no handle for this URL\n") })
+        .layer(DefaultBodyLimit::disable())
+        .with_state(app);
+    let stop = shutdown.clone().cancelled_owned();
+    let served = axum::serve(listener, router).with_graceful_shutdown(stop);
+    let grace = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(STOP_GRACE).await;
+    };
+    let result = tokio::select! {
+        result = served.into_future() => result,
+        () = grace => Ok(()),
+    };
+    cut_off.cancel();
+    engine.close().await;
+    result
+}
+
+async fn ok() -> &'static str {
+    "Ok.\n"
+}
+
+async fn query(State(app): State<App>, request: axum::extract::Request) -> Response {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if reads && request.uri().query().is_none() {
+        return ok().await.into_response();
+    }
+    let (head, body) = request.into_parts();
+    let url_query = head.uri.query().unwrap_or_default().to_owned();
+    let mut response = match Parsed::new(&head.method, &url_query, &head.headers) {
+        Ok(mut parsed) => {
+            let request = axum::extract::Request::from_parts(head, body);
+            let query_id = parsed.query_id.clone();
+            let mut response = match answer(&app, &mut parsed, request).await {
+                Ok(response) => response,
+                Err(exception) => failure(&exception, app.engine.about()),
+            };
+            insert(response.headers_mut(), "x-clickhouse-query-id", &query_id);
+            response
+        }
+        Err(exception) => failure(&exception, app.engine.about()),
+    };
+    let about = app.engine.about();
+    let headers = response.headers_mut();
+    insert(
+        headers,
+        "x-clickhouse-server-display-name",
+        &about.display_name,
+    );
+    insert(headers, "x-clickhouse-timezone", &about.timezone);
+    response
+}
+
+fn failure(exception: &Exception, about: &About) -> Response {
+    let body = exception.body(&about.version);
+    let mut response = (exception.status(), body).into_response();
+    let code = HeaderValue::from(exception.code);
+    let headers = response.headers_mut();
+    headers.insert("x-clickhouse-exception-code", code);
+    response
+}
+
+/// A value with bytes that no header may have is left out.
+fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(HeaderName::from_static(name), value);
+    }
+}
+
+async fn answer(
+    app: &App,
+    parsed: &mut Parsed,
+    request: axum::extract::Request,
+) -> Result<Response, Exception> {
+    parsed.authenticate(&app.credentials)?;
+    let body = if is_form(request.headers()) {
+        let form = Multipart::from_request(request, &()).await;
+        let form = form.map_err(|error| Exception::new(36, "BAD_ARGUMENTS", error))?;
+        parsed.form(form).await?;
+        Body::empty()
+    } else {
+        request.into_body()
+    };
+    let mut running = Running::start(app, parsed);
+    let pump = pump(body, running.body.take(), &app.cut_off);
+    let limit = match parsed.wait_end_of_query {
+        true => usize::MAX,
+        false => RESPONSE_BUFFER_BYTES,
+    };
+    let ((), begun) = tokio::join!(pump, running.begin(limit));
+    respond(begun?, running, parsed.response)
+}
+
+fn is_form(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE);
+    value.is_some_and(|value| value.as_bytes().starts_with(b"multipart/form-data"))
+}
+
+/// Moves a body to the engine, no faster than it reads. The body's end is said
+/// outright, so that a body that breaks off is never taken for a complete one.
+async fn pump(body: Body, to: Option<mpsc::Sender<BodyPiece>>, cut_off: &CancellationToken) {
+    let Some(to) = to else { return };
+    let mut pieces = body.into_data_stream();
+    let mut to = Some(to);
+    let mut drained = 0;
+    while drained < DRAIN_BYTES {
+        let next = tokio::select! {
+            next = timeout(RECEIVE_TIMEOUT, pieces.next()) => next,
+            () = cut_off.cancelled() => return,
+        };
+        let piece = match next {
+            Ok(Some(Ok(bytes))) => BodyPiece::Data(bytes),
+            Ok(None) => BodyPiece::End,
+            Ok(Some(Err(_))) | Err(_) => return,
+        };
+        let ended = matches!(piece, BodyPiece::End);
+        match &to {
+            Some(open) => {
+                let sent = tokio::select! {
+                    sent = open.send(piece) => sent.is_ok(),
+                    () = cut_off.cancelled() => return,
+                };
+                if !sent {
+                    to = None;
+                }
+            }
+            None => {
+                if let BodyPiece::Data(bytes) = piece {
+                    drained += bytes.len();
+                }
+            }
+        }
+        if ended {
+            return;
+        }
+    }
+}
+
+enum BodyPiece {
+    Data(Bytes),
+    End,
+}
+
+/// The body as the blocking thread reads it.
+struct BodyReader {
+    pieces: mpsc::Receiver<BodyPiece>,
+    current: Bytes,
+    ended: bool,
+}
+
+impl Read for BodyReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() && !self.ended {
+            match self.pieces.blocking_recv() {
+                Some(BodyPiece::Data(bytes)) => self.current = bytes,
+                Some(BodyPiece::End) => self.ended = true,
+                None => {
+                    return Err(io::Error::other(Exception::new(
+                        210,
+                        "NETWORK_ERROR",
+                        "The request's body broke off",
+                    )));
+                }
+            }
+        }
+        let length = self.current.len().min(buffer.len());
+        self.current.copy_to_slice(&mut buffer[..length]);
+        Ok(length)
+    }
+}
+
+/// A request in its blocking thread. Dropped before its end, its SELECT is killed.
+struct Running {
+    engine: Engine,
+    tag: String,
+    body: Option<mpsc::Sender<BodyPiece>>,
+    output: mpsc::Receiver<Output>,
+    cut_off: CancellationToken,
+    ended: bool,
+}
+
+/// What there is when a response begins.
+struct Begun {
+    format: Option<String>,
+    pieces: Vec<Bytes>,
+    /// `None`: more is to come.
+    statistics: Option<Statistics>,
+}
+
+impl Running {
+    fn start(app: &App, parsed: &mut Parsed) -> Self {
+        let (to_body, pieces) = mpsc::channel(PIECES_IN_FLIGHT);
+        let (to_output, output) = mpsc::channel(PIECES_IN_FLIGHT);
+        let request = std::mem::take(&mut parsed.request);
+        let running = Self {
+            engine: app.engine.clone(),
+            tag: request.tag.clone(),
+            body: Some(to_body),
+            output,
+            cut_off: app.cut_off.clone(),
+            ended: false,
+        };
+        let (engine, encoding) = (app.engine.clone(), parsed.body);
+        tokio::task::spawn_blocking(move || {
+            let body = BodyReader {
+                pieces,
+                current: Bytes::new(),
+                ended: false,
+            };
+            match engine.connect() {
+                Ok(mut lease) => execute(
+                    &mut lease.connection,
+                    &request,
+                    decoder(encoding, body),
+                    &to_output,
+                ),
+                Err(exception) => {
+                    let _ = to_output.blocking_send(Output::Failed(exception));
+                }
+            }
+        });
+        running
+    }
+
+    async fn next(&mut self) -> Output {
+        let output = tokio::select! {
+            output = self.output.recv() => output,
+            () = self.cut_off.cancelled() => None,
+        };
+        let output = output.unwrap_or_else(|| {
+            let message = "The server stops, or the query's thread ended";
+            Output::Failed(Exception::new(236, "ABORTED", message))
+        });
+        self.ended = matches!(output, Output::Done(_) | Output::Failed(_));
+        output
+    }
+
+    /// Waits for the end, or for more than `limit` bytes of the result.
+    async fn begin(&mut self, limit: usize) -> Result<Begun, Exception> {
+        let mut begun = Begun {
+            format: None,
+            pieces: Vec::new(),
+            statistics: None,
+        };
+        let mut bytes = 0;
+        while bytes <= limit {
+            match self.next().await {
+                Output::Format(format) => begun.format = Some(format),
+                Output::Data(piece) => {
+                    bytes = bytes.saturating_add(piece.len());
+                    begun.pieces.push(piece);
+                }
+                Output::Done(statistics) => {
+                    begun.statistics = Some(statistics);
+                    return Ok(begun);
+                }
+                Output::Failed(exception) => return Err(exception),
+            }
+        }
+        Ok(begun)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let (engine, tag) = (self.engine.clone(), std::mem::take(&mut self.tag));
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn_blocking(move || engine.kill(&tag));
+        }
+    }
+}
+
+fn respond(begun: Begun, running: Running, encoding: Encoding) -> Result<Response, Exception> {
+    let format = begun.format;
+    let empty = begun.pieces.is_empty() && begun.statistics.is_some();
+    // An empty body stays empty, whatever the client accepts.
+    let encoding = if empty { Encoding::Identity } else { encoding };
+    let tag = Uuid::new_v4().simple().to_string()[..16].to_owned();
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    insert(headers, "x-clickhouse-exception-tag", &tag);
+    insert(headers, "x-clickhouse-summary", &summary(begun.statistics));
+    let mut kind = "text/plain; charset=UTF-8";
+    if let Some(format) = &format {
+        insert(headers, "x-clickhouse-format", format);
+        kind = content_type(format);
+    }
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    if let Some(name) = encoding.content_encoding() {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(name));
+    }
+    let mut encoder = Encoder::new(encoding);
+    let pieces = begun.pieces.into_iter().map(|piece| encoder.encode(piece));
+    let mut ready = pieces.collect::<io::Result<Vec<_>>>().map_err(packing)?;
+    *response.body_mut() = if begun.statistics.is_some() {
+        ready.push(encoder.finish().map_err(packing)?);
+        Body::from(ready.concat())
+    } else {
+        let first = stream::iter(ready.into_iter().map(Ok));
+        let rest = Rest::Open {
+            running,
+            encoder,
+            tag,
+        };
+        Body::from_stream(first.chain(stream::unfold(rest, Rest::next)))
+    };
+    Ok(response)
+}
+
+fn packing(error: io::Error) -> Exception {
+    Exception::new(
+        1001,
+        "STD_EXCEPTION",
+        format_args!("Cannot compress: {error}"),
+    )
+}
+
+/// ClickHouse writes the numbers as text.
+fn summary(statistics: Option<Statistics>) -> String {
+    let it = statistics.unwrap_or_default();
+    serde_json::json!({
+        "read_rows": it.rows_read.to_string(),
+        "read_bytes": it.bytes_read.to_string(),
+        "written_rows": it.rows_written.to_string(),
+        "written_bytes": it.bytes_written.to_string(),
+        "total_rows_to_read": "0",
+        "result_rows": it.result_rows.to_string(),
+        "result_bytes": it.result_bytes.to_string(),
+    })
+    .to_string()
+}
+
+/// The rest of a response whose beginning is on its way.
+enum Rest {
+    Open {
+        running: Running,
+        encoder: Encoder,
+        tag: String,
+    },
+    /// Cut off, which tells the clients that do not look for exceptions.
+    Broken,
+    Ended,
+}
+
+impl Rest {
+    async fn next(self) -> Option<(io::Result<Bytes>, Self)> {
+        let (mut running, mut encoder, tag) = match self {
+            Self::Open {
+                running,
+                encoder,
+                tag,
+            } => (running, encoder, tag),
+            Self::Broken => return Some((Err(io::ErrorKind::BrokenPipe.into()), Self::Ended)),
+            Self::Ended => return None,
+        };
+        Some(match running.next().await {
+            Output::Data(piece) => {
+                let piece = encoder.encode(piece);
+                let open = Self::Open {
+                    running,
+                    encoder,
+                    tag,
+                };
+                (piece, open)
+            }
+            // Formats are known before a response begins.
+            Output::Format(_) | Output::Done(_) => (encoder.finish(), Self::Ended),
+            Output::Failed(exception) => {
+                let message = exception.body(&running.engine.about().version);
+                (encoder.encode(late_exception(&message, &tag)), Self::Broken)
+            }
+        })
+    }
+}
+
+/// An exception in the middle of a result, which the header `X-ClickHouse-Exception-Tag`
+/// lets a client find: as in ClickHouse's `WriteBufferFromHTTPServerResponse.cpp`.
+fn late_exception(message: &str, tag: &str) -> Bytes {
+    let length = message.len();
+    let block = "__exception__\r\n";
+    format!("\r\n{block}{tag}\r\n{message}{length} {tag}\r\n{block}").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_exception_ends_with_its_length_and_tag() {
+        let bytes = late_exception("Code: 1. x\n", "tag");
+        let expected = "\r\n__exception__\r\ntag\r\nCode: 1. x\n11 tag\r\n__exception__\r\n";
+        assert_eq!(bytes, expected);
+    }
+}
