@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event};
 use secrecy::ExposeSecret;
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 use crate::config::Messaging;
 
@@ -18,6 +18,17 @@ pub use subjects::covering_set;
 
 /// How long a request to JetStream may take before it is tried again.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Says what happens to a connection after it was made.
+async fn log(event: Event) {
+    match event {
+        Event::Connected => debug!("connection to NATS made"),
+        Event::Disconnected => warn!("connection to NATS lost, reconnecting"),
+        Event::SlowConsumer(_) | Event::ServerError(_) => warn!(%event, "NATS"),
+        // Client errors are tries to reconnect, which go on until one works.
+        event => debug!(%event, "NATS"),
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -37,13 +48,7 @@ pub async fn connect(messaging: &Messaging) -> Result<Client, ConnectError> {
     let mut options = ConnectOptions::new()
         .name("analytics-server")
         .request_timeout(Some(REQUEST_TIMEOUT))
-        .event_callback(|event| async move {
-            match event {
-                Event::Connected => info!("connected to NATS"),
-                Event::Disconnected => warn!("connection to NATS lost, reconnecting"),
-                event => warn!(%event, "NATS"),
-            }
-        });
+        .event_callback(log);
     if let (Some(user), password) = (&messaging.username, &messaging.password) {
         let password = password
             .as_ref()

@@ -54,7 +54,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         stop_with_parent(shutdown.clone());
     }
     let library = match args.libchdb {
-        Some(path) => path,
+        Some(path) if path.is_file() => path,
+        Some(path) => bail!("`{}` is missing: run scripts/deps.sh", path.display()),
         None => find_library()?,
     };
     let address = format!("{}:{}", args.host, args.port);

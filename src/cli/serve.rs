@@ -23,6 +23,9 @@ use crate::retry::{self, Retry};
 const GRACE: Duration = Duration::from_secs(18);
 const ENGINE_GRACE: Duration = Duration::from_secs(5);
 
+/// How long the embedded ClickHouse may take to answer before that is said.
+const ENGINE_START: Duration = Duration::from_secs(30);
+
 pub async fn run(config: Config) -> Result<ExitCode> {
     let config = Arc::new(config);
     let shutdown = CancellationToken::new();
@@ -38,12 +41,12 @@ pub async fn run(config: Config) -> Result<ExitCode> {
     let clickhouse = ClickHouse::new(&config.server);
     let counters = Arc::new(Counters::default());
     let health = Arc::new(Health::new(clickhouse.clone(), Arc::clone(&counters)));
-    info!(address = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "listening");
+    info!(address = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "analytics-server listens");
     // Answers until the very end, so that a slow stop can be watched.
     tokio::spawn(http::serve(listener, Arc::clone(&health)));
 
     let engine = match config.server.db_url {
-        Database::Embedded { port } => Some(Engine::start(&config, port)?),
+        Database::Embedded { port } => Some(Engine::start(&config, port, &clickhouse).await?),
         Database::Server(_) => None,
     };
     let outcome = tokio::select! {
@@ -78,6 +81,7 @@ async fn carry(
     let Some(nats) = shutdown.run_until_cancelled(connecting).await else {
         return Ok(());
     };
+    info!(address = %messaging.nats_url, version = nats.server_info().version, "connected to NATS");
     health.connected(nats.clone());
 
     let migrating = retry::until_ok("bringing the schema up to date", async || {
@@ -91,8 +95,9 @@ async fn carry(
     let Some(migrated) = shutdown.run_until_cancelled(migrating).await else {
         return Ok(());
     };
-    for done in migrated? {
-        info!("applied {done}");
+    let done = migrated?;
+    if !done.is_empty() {
+        info!(applied = done.join(", "), "schema brought up to date");
     }
 
     let pipeline = Pipeline {
@@ -183,7 +188,8 @@ struct Engine {
 }
 
 impl Engine {
-    fn start(config: &Config, port: u16) -> Result<Self> {
+    /// Starts it and waits a while until it answers.
+    async fn start(config: &Config, port: u16, clickhouse: &ClickHouse) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .arg("clickhouse")
@@ -209,6 +215,13 @@ impl Engine {
             .context("cannot start the embedded ClickHouse")?;
         let stop = CancellationToken::new();
         let supervisor = tokio::spawn(supervise(command, child, stop.clone()));
+        let up = async {
+            while clickhouse.version().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        // Where it does not come up, what is said next says why.
+        let _ = tokio::time::timeout(ENGINE_START, up).await;
         Ok(Self { stop, supervisor })
     }
 

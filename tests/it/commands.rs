@@ -7,7 +7,11 @@ use crate::support::{World, eventually};
 
 fn text(output: &Output) -> (Option<i32>, String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    (output.status.code(), text(&output.stdout), text(&output.stderr))
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
 }
 
 #[tokio::test]
@@ -65,7 +69,10 @@ async fn check_says_what_to_do_until_everything_is_in_place() {
         .unwrap();
     let (code, stdout, _) = text(&daemon::run(&config, &["check"]).await);
     assert_eq!(code, Some(1), "{stdout}");
-    assert!(stdout.contains("ALTER TABLE `session_totals` MODIFY SETTING"), "{stdout}");
+    assert!(
+        stdout.contains("ALTER TABLE `session_totals` MODIFY SETTING"),
+        "{stdout}"
+    );
 
     world.nats.kill();
     let (code, stdout, _) = text(&daemon::run(&config, &["check"]).await);
@@ -79,7 +86,10 @@ async fn migrations_are_applied_once_and_a_changed_one_is_refused() {
     let config = world.config("retention_days: 30", "");
     let (code, stdout, _) = text(&daemon::run(&config, &["migrate", "--status"]).await);
     assert_eq!(code, Some(1));
-    assert!(stdout.starts_with("pending 0001_analytics_events.sql\n"), "{stdout}");
+    assert!(
+        stdout.starts_with("pending 0001_analytics_events.sql\n"),
+        "{stdout}"
+    );
 
     let (code, stdout, stderr) = text(&daemon::run(&config, &["migrate"]).await);
     assert_eq!(code, Some(0), "{stderr}");
@@ -88,12 +98,21 @@ async fn migrations_are_applied_once_and_a_changed_one_is_refused() {
     assert_eq!(world.number(retained).await, 7);
 
     let (_, stdout, _) = text(&daemon::run(&config, &["migrate"]).await);
-    assert_eq!(stdout, format!("schema of database `{}` is up to date\n", world.database));
-    assert_eq!(text(&daemon::run(&config, &["migrate", "--status"]).await).0, Some(0));
+    assert_eq!(
+        stdout,
+        format!("schema of database `{}` is up to date\n", world.database)
+    );
+    assert_eq!(
+        text(&daemon::run(&config, &["migrate", "--status"]).await).0,
+        Some(0)
+    );
 
     let config = world.config("retention_days: 60", "");
     let (_, stdout, _) = text(&daemon::run(&config, &["migrate"]).await);
-    assert!(stdout.starts_with("applied retention of 60 days to analytics_events\n"), "{stdout}");
+    assert!(
+        stdout.starts_with("applied retention of 60 days to analytics_events\n"),
+        "{stdout}"
+    );
     let retained = retained.replace("30", "60");
     assert_eq!(world.number(&retained).await, 7);
 
@@ -106,7 +125,10 @@ async fn migrations_are_applied_once_and_a_changed_one_is_refused() {
     for command in ["migrate", "serve"] {
         let (code, _, stderr) = text(&daemon::run(&config, &[command]).await);
         assert_eq!(code, Some(1), "{stderr}");
-        assert!(stderr.contains("migration `0002_dead_letters.sql` was changed after it was applied"), "{stderr}");
+        assert!(
+            stderr.contains("migration `0002_dead_letters.sql` was changed after it was applied"),
+            "{stderr}"
+        );
     }
 }
 
@@ -130,16 +152,38 @@ async fn what_send_publishes_is_found_with_query() {
     let world = World::new().await;
     let config = world.config("flush_interval_seconds: 0.1", "");
     let daemon = Daemon::start_with(&config, &[], "info");
-    let (code, stdout, stderr) =
-        text(&daemon::run(&config, &["send", "--count", "3", "--type", "message_sent", "--wait", "150"]).await);
+    let (code, stdout, stderr) = text(
+        &daemon::run(
+            &config,
+            &[
+                "send",
+                "--count",
+                "3",
+                "--type",
+                "message_sent",
+                "--wait",
+                "150",
+            ],
+        )
+        .await,
+    );
     assert_eq!(code, Some(0), "{stderr}");
     assert!(stdout.starts_with("published 3 events in "), "{stdout}");
-    assert!(stdout.contains("all found in ClickHouse by their ids"), "{stdout}");
+    assert!(
+        stdout.contains("all found in ClickHouse by their ids"),
+        "{stdout}"
+    );
 
     let sql = "SELECT sum(message_count) FROM message_statistics";
     let (code, stdout, _) = text(&daemon::run(&config, &["query", sql]).await);
     assert_eq!((code, stdout.as_str()), (Some(0), "3\n"));
-    let (_, stdout, _) = text(&daemon::run(&config, &["query", "SELECT 1 AS one", "--format", "JSONEachRow"]).await);
+    let (_, stdout, _) = text(
+        &daemon::run(
+            &config,
+            &["query", "SELECT 1 AS one", "--format", "JSONEachRow"],
+        )
+        .await,
+    );
     assert_eq!(stdout, "{\"one\":1}\n");
     let (code, _, stderr) = text(&daemon::run(&config, &["query", "SELECT nothing"]).await);
     assert_eq!(code, Some(1));
@@ -147,9 +191,13 @@ async fn what_send_publishes_is_found_with_query() {
 
     let (status, _) = daemon.stop().await;
     assert!(status.success());
-    let (code, _, stderr) = text(&daemon::run(&config, &["send", "--count", "1", "--wait", "1"]).await);
+    let (code, _, stderr) =
+        text(&daemon::run(&config, &["send", "--count", "1", "--wait", "1"]).await);
     assert_eq!(code, Some(1));
-    assert!(stderr.contains("does `analytics-server serve` run?"), "{stderr}");
+    assert!(
+        stderr.contains("does `analytics-server serve` run?"),
+        "{stderr}"
+    );
 }
 
 #[tokio::test]
@@ -158,14 +206,35 @@ async fn logs_can_be_json_and_never_hold_a_payload() {
     let config = world.config("flush_interval_seconds: 0.1", "");
     let daemon = Daemon::start_with(&config, &["--log-format", "json"], "debug");
     daemon.logs("checkpoint taken over").await;
-    daemon::run(&config, &["send", "--count", "20", "--type", "user_login", "--wait", "150"]).await;
+    daemon::run(
+        &config,
+        &[
+            "send",
+            "--count",
+            "20",
+            "--type",
+            "user_login",
+            "--wait",
+            "150",
+        ],
+    )
+    .await;
     let log = daemon.log();
-    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let batch = lines.iter().find(|line| line["message"] == "batch stored").unwrap();
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let batch = lines
+        .iter()
+        .find(|line| line["message"] == "batch stored")
+        .unwrap();
     for field in ["rows", "first", "last", "bytes", "insert_ms"] {
         assert!(batch[field].is_u64(), "{field}: {batch}");
     }
-    let event = lines.iter().find(|line| line["message"] == "event").unwrap();
+    let event = lines
+        .iter()
+        .find(|line| line["message"] == "event")
+        .unwrap();
     assert_eq!(event["event_type"], "user_login");
     assert_eq!(event["subject"], "fechatter.analytics.user.login");
     assert!(event["size"].is_u64() && event["sequence"].is_u64());
@@ -180,18 +249,25 @@ async fn health_follows_the_servers() {
     let health = async || {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let mut connection = tokio::net::TcpStream::connect(&address).await.ok()?;
-        connection.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.ok()?;
+        connection
+            .write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await
+            .ok()?;
         let mut answer = String::new();
         connection.read_to_string(&mut answer).await.ok()?;
         Some(answer)
     };
     eventually("the daemon is healthy", async || {
-        health().await.filter(|answer| answer.starts_with("HTTP/1.1 200") && answer.contains(r#""status":"healthy""#))
+        health().await.filter(|answer| {
+            answer.starts_with("HTTP/1.1 200") && answer.contains(r#""status":"healthy""#)
+        })
     })
     .await;
     world.nats.kill();
     eventually("the daemon is unhealthy", async || {
-        health().await.filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains(r#""nats":"connection lost""#))
+        health().await.filter(|answer| {
+            answer.starts_with("HTTP/1.1 503") && answer.contains(r#""nats":"connection lost""#)
+        })
     })
     .await;
 }

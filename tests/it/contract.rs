@@ -25,7 +25,9 @@ fn vectors() -> Vec<Vector> {
         |file| file.into(),
     );
     let text = std::fs::read_to_string(file).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 async fn every_vector_becomes_its_rows_or_its_dead_letter(analytics: &str) {
@@ -41,8 +43,14 @@ async fn every_vector_becomes_its_rows_or_its_dead_letter(analytics: &str) {
         let sequence = world.publish(subject, payload).await;
         sent.push((sequence, vector));
     }
-    let rows = sent.iter().map(|(_, vector)| vector.rows.len()).sum::<usize>();
-    let letters = sent.iter().filter(|(_, vector)| vector.dead_letter.is_some()).count();
+    let rows = sent
+        .iter()
+        .map(|(_, vector)| vector.rows.len())
+        .sum::<usize>();
+    let letters = sent
+        .iter()
+        .filter(|(_, vector)| vector.dead_letter.is_some())
+        .count();
     world.settled(rows as u64, letters as u64).await;
 
     for (sequence, vector) in &sent {

@@ -16,15 +16,21 @@ use tempfile::TempDir;
 use daemon::Daemon;
 use nats::Nats;
 
-/// Waits until `condition` gives something. The limit is for a machine that is
-/// busy with other things, and no statement about speed.
+/// Longer than anything takes that works, on a machine that is busy with other
+/// things; no statement about speed.
+pub const LIMIT: Duration = Duration::from_secs(180);
+
+/// Waits until `condition` gives something.
 pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         if let Some(value) = condition().await {
             return value;
         }
-        assert!(started.elapsed() < Duration::from_secs(180), "in vain: {what}");
+        assert!(
+            started.elapsed() < Duration::from_secs(180),
+            "waited in vain: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -35,7 +41,11 @@ pub fn dependency(path: &str) -> PathBuf {
         .map(PathBuf::from)
         .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".dev"));
     let file = deps.join(path);
-    assert!(file.exists(), "{} is missing: run scripts/deps.sh --tests", file.display());
+    assert!(
+        file.exists(),
+        "{} is missing: run scripts/deps.sh --tests",
+        file.display()
+    );
     file
 }
 
@@ -81,7 +91,9 @@ impl World {
     }
 
     pub fn clickhouse(&self) -> Client {
-        Client::default().with_url(clickhouse::url()).with_database(&self.database)
+        Client::default()
+            .with_url(clickhouse::url())
+            .with_database(&self.database)
     }
 
     /// The rows of a query, each a JSON object; none while the table is not there.
@@ -104,30 +116,45 @@ impl World {
 
     /// The one number that a query gives; 0 while the table is not there.
     pub async fn number(&self, sql: &str) -> u64 {
-        let rows = self.rows(&format!("SELECT toUInt64(n) AS n FROM ({sql})")).await;
+        let rows = self
+            .rows(&format!("SELECT toUInt64(n) AS n FROM ({sql})"))
+            .await;
         rows.first().map_or(0, |row| row["n"].as_u64().unwrap())
     }
 
     pub async fn stored(&self) -> u64 {
-        self.number("SELECT count() AS n FROM analytics_events").await
+        self.number("SELECT count() AS n FROM analytics_events")
+            .await
     }
 
     /// Waits until exactly this many events and dead letters are stored, and
     /// nothing is left to acknowledge.
     pub async fn settled(&self, events: u64, dead_letters: u64) {
-        eventually(&format!("{events} events and {dead_letters} dead letters are stored"), async || {
-            let letters = self.number("SELECT count() AS n FROM dead_letters").await;
-            (self.stored().await >= events && letters >= dead_letters).then_some(())
-        })
+        eventually(
+            &format!("{events} events and {dead_letters} dead letters are stored"),
+            async || {
+                let letters = self.number("SELECT count() AS n FROM dead_letters").await;
+                (self.stored().await >= events && letters >= dead_letters).then_some(())
+            },
+        )
         .await;
         eventually("everything is acknowledged", async || {
-            let stream = self.nats.jetstream().await.get_stream("ANALYTICS").await.ok()?;
+            let stream = self
+                .nats
+                .jetstream()
+                .await
+                .get_stream("ANALYTICS")
+                .await
+                .ok()?;
             let consumer = stream.consumer_info("analytics-processor").await.ok()?;
             (consumer.num_pending == 0 && consumer.num_ack_pending == 0).then_some(())
         })
         .await;
         assert_eq!(self.stored().await, events);
-        assert_eq!(self.number("SELECT count() AS n FROM dead_letters").await, dead_letters);
+        assert_eq!(
+            self.number("SELECT count() AS n FROM dead_letters").await,
+            dead_letters
+        );
     }
 
     /// Publishes to `fechatter.analytics.` and the rest of a subject; returns the
@@ -145,7 +172,9 @@ impl World {
     pub async fn views_equal_a_recount(&self) {
         for (view, recount) in VIEWS {
             let digest = |sql| {
-                format!("SELECT count() AS rows, sum(cityHash64(toString(tuple(*)))) AS hash FROM ({sql})")
+                format!(
+                    "SELECT count() AS rows, sum(cityHash64(toString(tuple(*)))) AS hash FROM ({sql})"
+                )
             };
             assert_eq!(
                 self.rows(&digest(view)).await,

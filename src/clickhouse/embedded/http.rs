@@ -42,6 +42,10 @@ const RESPONSE_BUFFER_BYTES: usize = 1024 * 1024;
 /// clients read the answer only when they have sent everything.
 const DRAIN_BYTES: usize = 64 * 1024 * 1024;
 
+/// hyper throws away what it has not yet written when a body fails, so that the text
+/// of an exception needs a moment's lead on the cut.
+const FLUSH_TIME: Duration = Duration::from_millis(100);
+
 /// Pieces of a body on their way to or from the engine. More would only be memory.
 const PIECES_IN_FLIGHT: usize = 4;
 
@@ -426,7 +430,10 @@ impl Rest {
                 encoder,
                 tag,
             } => (running, encoder, tag),
-            Self::Broken => return Some((Err(io::ErrorKind::BrokenPipe.into()), Self::Ended)),
+            Self::Broken => {
+                tokio::time::sleep(FLUSH_TIME).await;
+                return Some((Err(io::ErrorKind::BrokenPipe.into()), Self::Ended));
+            }
             Self::Ended => return None,
         };
         Some(match running.next().await {

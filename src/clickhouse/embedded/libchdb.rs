@@ -147,8 +147,8 @@ impl Library {
         })
     }
 
-    /// Stops the engine and joins its threads, once and for all: the process
-    /// aborts at exit otherwise. False if a connection is still open.
+    /// Joins the engine's threads, once and for all. False if it did not: a
+    /// connection is open, or a MergeTree table has been.
     pub fn shutdown(&self) -> bool {
         // SAFETY: may be called at any time; it refuses while a connection is open.
         unsafe { (self.shutdown)() == 0 }

@@ -10,7 +10,9 @@ use super::eventually;
 /// environment of whoever runs the tests.
 pub fn command(config: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_analytics-server"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ANALYTICS_") || name == "RUST_LOG") {
+    for (name, _) in
+        std::env::vars().filter(|(name, _)| name.starts_with("ANALYTICS_") || name == "RUST_LOG")
+    {
         command.env_remove(name);
     }
     command.arg("--config").arg(config);
@@ -21,7 +23,9 @@ pub fn command(config: &Path) -> Command {
 pub async fn run(config: &Path, arguments: &[&str]) -> Output {
     let mut command = command(config);
     command.args(arguments);
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap()
 }
 
 /// `analytics-server serve`.
@@ -36,7 +40,11 @@ impl Daemon {
     }
 
     pub fn start_with(config: &Path, arguments: &[&str], log_filter: &str) -> Self {
-        let log = tempfile::NamedTempFile::new().unwrap().into_temp_path().keep().unwrap();
+        let log = tempfile::NamedTempFile::new()
+            .unwrap()
+            .into_temp_path()
+            .keep()
+            .unwrap();
         let child = command(config)
             .args(arguments)
             .arg("serve")
@@ -54,7 +62,10 @@ impl Daemon {
     }
 
     pub async fn logs(&self, text: &str) {
-        eventually(&format!("the daemon logs `{text}`"), async || self.log().contains(text).then_some(())).await;
+        eventually(&format!("the daemon logs `{text}`"), async || {
+            self.log().contains(text).then_some(())
+        })
+        .await;
     }
 
     /// The address that it listens on.
@@ -68,7 +79,9 @@ impl Daemon {
     }
 
     pub fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status();
+        let sent = Command::new("kill")
+            .args(["-s", signal, &self.child.id().to_string()])
+            .status();
         assert!(sent.unwrap().success());
     }
 
