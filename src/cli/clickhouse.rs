@@ -111,11 +111,7 @@ fn enter_user_files(path: &Path) -> anyhow::Result<()> {
 }
 
 fn find_library() -> anyhow::Result<PathBuf> {
-    let name = if cfg!(target_os = "macos") {
-        "libchdb.dylib"
-    } else {
-        "libchdb.so"
-    };
+    let name = format!("libchdb{}", env::consts::DLL_SUFFIX);
     let mut directories = Vec::new();
     if let Some(deps) = env::var_os("FECHATTER_DEPS_DIR") {
         directories.push(PathBuf::from(deps).join("lib"));
@@ -127,7 +123,7 @@ fn find_library() -> anyhow::Result<PathBuf> {
         }
     }
     directories.extend(["/usr/local/lib".into(), "/usr/lib".into()]);
-    let mut candidates = directories.iter().map(|directory| directory.join(name));
+    let mut candidates = directories.iter().map(|directory| directory.join(&name));
     candidates
         .find(|candidate| candidate.is_file())
         .with_context(|| {

@@ -1,5 +1,11 @@
 //! Everything over real servers: nats-server, ClickHouse, the binary itself.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
 mod commands;
 mod contract;
 mod embedded;

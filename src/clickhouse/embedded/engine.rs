@@ -36,7 +36,7 @@ pub const TAG_SETTING: &str = "send_logs_source_regexp";
 pub enum EngineError {
     #[error(transparent)]
     Library(#[from] OpenError),
-    #[error("cannot use directory `{path}`: {source}")]
+    #[error("cannot use directory `{path}`")]
     Directory { path: PathBuf, source: io::Error },
     #[error("directory `{path}` is in use by another ClickHouse process")]
     Locked { path: PathBuf },

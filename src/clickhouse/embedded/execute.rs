@@ -280,7 +280,7 @@ fn stream(
     let mut stream = connection.stream(statement)?;
     let mut total = Statistics::default();
     let mut first = true;
-    while let Some(piece) = stream.next()? {
+    while let Some(piece) = stream.next_piece()? {
         if first {
             output.start()?;
         }

@@ -1,7 +1,7 @@
 //! ClickHouse's HTTP interface: routes, bodies both ways, and the headers that its
 //! clients read.
 
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,43 +11,34 @@ use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tokio::net::TcpListener;
-use tokio::runtime::Handle;
-use tokio::sync::mpsc;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::compression::{Encoder, Encoding, decoder};
+use super::compression::{Encoder, Encoding};
 use super::engine::{About, Engine};
 use super::exception::Exception;
-use super::execute::{Output, execute};
+use super::execute::Output;
 use super::formats::content_type;
 use super::libchdb::Statistics;
 use super::request::{Credentials, Parsed};
+use super::running::{Begun, Running, drain, pump};
 
 /// Requests that are still open at a stop may finish within this time.
 const STOP_GRACE: Duration = Duration::from_secs(5);
-
-/// A client that sends nothing for this long has gone without a word.
-const RECEIVE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Until this much of a result is there, an exception still gets its own status, as
 /// with ClickHouse's `buffer_size`.
 const RESPONSE_BUFFER_BYTES: usize = 1024 * 1024;
 
-/// Of a body that nobody wants any more, this much is read all the same: many
-/// clients read the answer only when they have sent everything.
-const DRAIN_BYTES: usize = 64 * 1024 * 1024;
+/// A form is read whole, other bodies are streamed and have no limit.
+const MAX_FORM_BYTES: usize = 256 * 1024 * 1024;
 
 /// hyper throws away what it has not yet written when a body fails, so that the text
 /// of an exception needs a moment's lead on the cut.
 const FLUSH_TIME: Duration = Duration::from_millis(100);
-
-/// Pieces of a body on their way to or from the engine. More would only be memory.
-const PIECES_IN_FLIGHT: usize = 4;
 
 #[derive(Clone)]
 struct App {
@@ -75,8 +66,8 @@ pub async fn serve(
         .route("/", any(query))
         .route("/ping", get(ok))
         .route("/replicas_status", get(ok))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "There is no handle for this URL\n") })
-        .layer(DefaultBodyLimit::disable())
+        .fallback(async || (StatusCode::NOT_FOUND, "There is no handle for this URL\n"))
+        .layer(DefaultBodyLimit::max(MAX_FORM_BYTES))
         .with_state(app);
     let stop = shutdown.clone().cancelled_owned();
     let served = axum::serve(listener, router).with_graceful_shutdown(stop);
@@ -102,22 +93,25 @@ async fn query(State(app): State<App>, request: axum::extract::Request) -> Respo
     if reads && request.uri().query().is_none() {
         return ok().await.into_response();
     }
-    let (head, body) = request.into_parts();
-    let url_query = head.uri.query().unwrap_or_default().to_owned();
-    let mut response = match Parsed::new(&head.method, &url_query, &head.headers) {
+    let about = app.engine.about();
+    let parsed = Parsed::new(request.method(), request.uri(), request.headers());
+    let parsed = parsed.and_then(|parsed| {
+        parsed.authenticate(&app.credentials)?;
+        Ok(parsed)
+    });
+    let mut response = match parsed {
         Ok(mut parsed) => {
-            let request = axum::extract::Request::from_parts(head, body);
-            let query_id = parsed.query_id.clone();
-            let mut response = match answer(&app, &mut parsed, request).await {
-                Ok(response) => response,
-                Err(exception) => failure(&exception, app.engine.about()),
-            };
-            insert(response.headers_mut(), "x-clickhouse-query-id", &query_id);
+            let response = answer(&app, &mut parsed, request).await;
+            let mut response = response.unwrap_or_else(|exception| failure(&exception, about));
+            let headers = response.headers_mut();
+            insert(headers, "x-clickhouse-query-id", &parsed.query_id);
             response
         }
-        Err(exception) => failure(&exception, app.engine.about()),
+        Err(exception) => {
+            drain(request.into_body().into_data_stream()).await;
+            failure(&exception, about)
+        }
     };
-    let about = app.engine.about();
     let headers = response.headers_mut();
     insert(
         headers,
@@ -149,7 +143,6 @@ async fn answer(
     parsed: &mut Parsed,
     request: axum::extract::Request,
 ) -> Result<Response, Exception> {
-    parsed.authenticate(&app.credentials)?;
     let body = if is_form(request.headers()) {
         let form = Multipart::from_request(request, &()).await;
         let form = form.map_err(|error| Exception::new(36, "BAD_ARGUMENTS", error))?;
@@ -158,8 +151,8 @@ async fn answer(
     } else {
         request.into_body()
     };
-    let mut running = Running::start(app, parsed);
-    let pump = pump(body, running.body.take(), &app.cut_off);
+    let (mut running, to_engine) = Running::start(&app.engine, &app.cut_off, parsed);
+    let pump = pump(body, to_engine, &app.cut_off);
     let limit = match parsed.wait_end_of_query {
         true => usize::MAX,
         false => RESPONSE_BUFFER_BYTES,
@@ -171,183 +164,6 @@ async fn answer(
 fn is_form(headers: &HeaderMap) -> bool {
     let value = headers.get(header::CONTENT_TYPE);
     value.is_some_and(|value| value.as_bytes().starts_with(b"multipart/form-data"))
-}
-
-/// Moves a body to the engine, no faster than it reads. The body's end is said
-/// outright, so that a body that breaks off is never taken for a complete one.
-async fn pump(body: Body, to: Option<mpsc::Sender<BodyPiece>>, cut_off: &CancellationToken) {
-    let Some(to) = to else { return };
-    let mut pieces = body.into_data_stream();
-    let mut to = Some(to);
-    let mut drained = 0;
-    while drained < DRAIN_BYTES {
-        let next = tokio::select! {
-            next = timeout(RECEIVE_TIMEOUT, pieces.next()) => next,
-            () = cut_off.cancelled() => return,
-        };
-        let piece = match next {
-            Ok(Some(Ok(bytes))) => BodyPiece::Data(bytes),
-            Ok(None) => BodyPiece::End,
-            Ok(Some(Err(_))) | Err(_) => return,
-        };
-        let ended = matches!(piece, BodyPiece::End);
-        match &to {
-            Some(open) => {
-                let sent = tokio::select! {
-                    sent = open.send(piece) => sent.is_ok(),
-                    () = cut_off.cancelled() => return,
-                };
-                if !sent {
-                    to = None;
-                }
-            }
-            None => {
-                if let BodyPiece::Data(bytes) = piece {
-                    drained += bytes.len();
-                }
-            }
-        }
-        if ended {
-            return;
-        }
-    }
-}
-
-enum BodyPiece {
-    Data(Bytes),
-    End,
-}
-
-/// The body as the blocking thread reads it.
-struct BodyReader {
-    pieces: mpsc::Receiver<BodyPiece>,
-    current: Bytes,
-    ended: bool,
-}
-
-impl Read for BodyReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() && !self.ended {
-            match self.pieces.blocking_recv() {
-                Some(BodyPiece::Data(bytes)) => self.current = bytes,
-                Some(BodyPiece::End) => self.ended = true,
-                None => {
-                    return Err(io::Error::other(Exception::new(
-                        210,
-                        "NETWORK_ERROR",
-                        "The request's body broke off",
-                    )));
-                }
-            }
-        }
-        let length = self.current.len().min(buffer.len());
-        self.current.copy_to_slice(&mut buffer[..length]);
-        Ok(length)
-    }
-}
-
-/// A request in its blocking thread. Dropped before its end, its SELECT is killed.
-struct Running {
-    engine: Engine,
-    tag: String,
-    body: Option<mpsc::Sender<BodyPiece>>,
-    output: mpsc::Receiver<Output>,
-    cut_off: CancellationToken,
-    ended: bool,
-}
-
-/// What there is when a response begins.
-struct Begun {
-    format: Option<String>,
-    pieces: Vec<Bytes>,
-    /// `None`: more is to come.
-    statistics: Option<Statistics>,
-}
-
-impl Running {
-    fn start(app: &App, parsed: &mut Parsed) -> Self {
-        let (to_body, pieces) = mpsc::channel(PIECES_IN_FLIGHT);
-        let (to_output, output) = mpsc::channel(PIECES_IN_FLIGHT);
-        let request = std::mem::take(&mut parsed.request);
-        let running = Self {
-            engine: app.engine.clone(),
-            tag: request.tag.clone(),
-            body: Some(to_body),
-            output,
-            cut_off: app.cut_off.clone(),
-            ended: false,
-        };
-        let (engine, encoding) = (app.engine.clone(), parsed.body);
-        tokio::task::spawn_blocking(move || {
-            let body = BodyReader {
-                pieces,
-                current: Bytes::new(),
-                ended: false,
-            };
-            match engine.connect() {
-                Ok(mut lease) => execute(
-                    &mut lease.connection,
-                    &request,
-                    decoder(encoding, body),
-                    &to_output,
-                ),
-                Err(exception) => {
-                    let _ = to_output.blocking_send(Output::Failed(exception));
-                }
-            }
-        });
-        running
-    }
-
-    async fn next(&mut self) -> Output {
-        let output = tokio::select! {
-            output = self.output.recv() => output,
-            () = self.cut_off.cancelled() => None,
-        };
-        let output = output.unwrap_or_else(|| {
-            let message = "The server stops, or the query's thread ended";
-            Output::Failed(Exception::new(236, "ABORTED", message))
-        });
-        self.ended = matches!(output, Output::Done(_) | Output::Failed(_));
-        output
-    }
-
-    /// Waits for the end, or for more than `limit` bytes of the result.
-    async fn begin(&mut self, limit: usize) -> Result<Begun, Exception> {
-        let mut begun = Begun {
-            format: None,
-            pieces: Vec::new(),
-            statistics: None,
-        };
-        let mut bytes = 0;
-        while bytes <= limit {
-            match self.next().await {
-                Output::Format(format) => begun.format = Some(format),
-                Output::Data(piece) => {
-                    bytes = bytes.saturating_add(piece.len());
-                    begun.pieces.push(piece);
-                }
-                Output::Done(statistics) => {
-                    begun.statistics = Some(statistics);
-                    return Ok(begun);
-                }
-                Output::Failed(exception) => return Err(exception),
-            }
-        }
-        Ok(begun)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if self.ended {
-            return;
-        }
-        let (engine, tag) = (self.engine.clone(), std::mem::take(&mut self.tag));
-        if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn_blocking(move || engine.kill(&tag));
-        }
-    }
 }
 
 fn respond(begun: Begun, running: Running, encoding: Encoding) -> Result<Response, Exception> {

@@ -39,7 +39,7 @@ type Run<T> = unsafe extern "C" fn(
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("cannot open `{path}`: {source}")]
+    #[error("cannot open `{path}`")]
     Unusable {
         path: PathBuf,
         source: libloading::Error,
@@ -334,7 +334,7 @@ pub struct ResultStream<'a> {
 impl ResultStream<'_> {
     /// The next piece, or `None` at the end. The last piece has no rows, but may
     /// have bytes: the header of an empty result, the totals.
-    pub fn next(&mut self) -> Result<Option<QueryResult>, String> {
+    pub fn next_piece(&mut self) -> Result<Option<QueryResult>, String> {
         if self.finished {
             return Ok(None);
         }

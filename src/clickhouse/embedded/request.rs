@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use axum::extract::Multipart;
-use axum::http::{HeaderMap, Method, header};
+use axum::http::{HeaderMap, Method, Uri, header};
 use base64::Engine as _;
 use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretString};
@@ -54,7 +54,7 @@ pub struct Parsed {
 
 impl Parsed {
     /// Reads headers and the URL's parameters.
-    pub fn new(method: &Method, url_query: &str, headers: &HeaderMap) -> Result<Self, Exception> {
+    pub fn new(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Self, Exception> {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let mut parsed = Self {
             request: Request {
@@ -75,7 +75,7 @@ impl Parsed {
             parsed.user = Some(user);
             parsed.password = Some(password);
         }
-        for (name, value) in form_urlencoded::parse(url_query.as_bytes()) {
+        for (name, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
             parsed.parameter(&name, value.into_owned());
         }
         Ok(parsed)
@@ -208,7 +208,8 @@ mod tests {
     use super::*;
 
     fn parsed(url_query: &str) -> Parsed {
-        Parsed::new(&Method::POST, url_query, &HeaderMap::new()).unwrap()
+        let uri = format!("/?{url_query}").parse().unwrap();
+        Parsed::new(&Method::POST, &uri, &HeaderMap::new()).unwrap()
     }
 
     #[test]
@@ -239,16 +240,16 @@ mod tests {
 
         let mut headers = HeaderMap::new();
         headers.insert(header::AUTHORIZATION, "Basic dTpwOnc=".parse().unwrap());
-        let parsed = Parsed::new(&Method::GET, "", &headers).unwrap();
+        let parsed = Parsed::new(&Method::GET, &Uri::from_static("/"), &headers).unwrap();
         assert!(parsed.authenticate(&credentials).is_ok());
     }
 
     #[test]
     fn get_may_only_read() {
-        let get = |url| {
-            Parsed::new(&Method::GET, url, &HeaderMap::new())
-                .unwrap()
-                .request
+        let get = |url_query: &str| {
+            let uri = format!("/?{url_query}").parse().unwrap();
+            let parsed = Parsed::new(&Method::GET, &uri, &HeaderMap::new());
+            parsed.unwrap().request
         };
         assert!(get("query=x").readonly);
         let request = get("readonly=1");

@@ -7,7 +7,8 @@ use clickhouse::{Client, Compression, Row};
 use serde::{Deserialize, Serialize};
 
 use super::number;
-use crate::support::clickhouse::{deps, fresh_database, url};
+use crate::support::clickhouse::{fresh_database, url};
+use crate::support::dependency;
 
 #[derive(Debug, Clone, PartialEq, Row, Serialize, Deserialize)]
 struct Event {
@@ -207,11 +208,8 @@ async fn clickhouse_connect_works_with_its_default_settings() {
     let client = fresh_database().await;
     let query = client.query("SELECT currentDatabase()");
     let database = query.fetch_one::<String>().await.unwrap();
-    let script = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/it/clickhouse_connect.py"
-    );
-    let python = deps().join("venv/bin/python");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/connect.py");
+    let python = dependency("venv/bin/python");
     let run = tokio::task::spawn_blocking(move || {
         Command::new(&python)
             .args([script, url(), &database])

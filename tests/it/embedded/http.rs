@@ -242,7 +242,9 @@ async fn a_client_that_leaves_ends_its_select() {
         // Is not streamed.
         "SELECT sum(sipHash64(number)) FROM numbers(1000000000000) FORMAT JSON",
     ] {
-        let mut request = RawRequest::open(url(), "POST /", "");
+        // A server does so only when asked.
+        let target = "POST /?cancel_http_readonly_queries_on_client_close=1";
+        let mut request = RawRequest::open(url(), target, "");
         request.chunk(format!("/* {mark} */ {sql}").as_bytes());
         request.end_body();
         eventually(sql, async || {

@@ -1,5 +1,6 @@
 //! The server as a process: how it starts, ends, and what it leaves behind.
 
+use std::env::consts::DLL_SUFFIX;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
@@ -8,7 +9,7 @@ use tempfile::tempdir;
 
 use super::number;
 use crate::support::clickhouse::{RawRequest, Server, command, free_port, post};
-use crate::support::eventually;
+use crate::support::{dependency, eventually};
 
 const CREATE: &str = "CREATE TABLE IF NOT EXISTS t (id UInt64) ENGINE = MergeTree ORDER BY id";
 
@@ -113,12 +114,8 @@ async fn a_wrong_password_is_refused() {
 #[tokio::test]
 async fn nothing_is_written_beside_the_data_directory() {
     let (directory, elsewhere) = (tempdir().unwrap(), tempdir().unwrap());
-    let library = std::env::var_os("LIBCHDB_PATH");
-    let library = library.unwrap_or_else(|| {
-        crate::support::clickhouse::deps()
-            .join("lib/libchdb.so")
-            .into()
-    });
+    let in_deps = || dependency(&format!("lib/libchdb{DLL_SUFFIX}")).into();
+    let library = std::env::var_os("LIBCHDB_PATH").unwrap_or_else(in_deps);
     let server = Server::spawn(
         command(directory.path(), free_port())
             .current_dir(elsewhere.path())

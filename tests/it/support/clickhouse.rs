@@ -3,14 +3,13 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use clickhouse::Client;
-use tempfile::TempDir;
 
 use super::LIMIT;
 
@@ -34,11 +33,22 @@ pub async fn fresh_database() -> Client {
     client.with_database(name)
 }
 
+/// Statics are never dropped: the shell that starts the server removes its directory
+/// when it has ended, which is when this process has.
 fn shared_server() -> String {
-    static SERVER: OnceLock<(Server, TempDir)> = OnceLock::new();
-    let (server, _) = SERVER.get_or_init(|| {
-        let directory = tempfile::tempdir().expect("a directory");
-        (Server::start(directory.path()), directory)
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    let server = SERVER.get_or_init(|| {
+        let directory = tempfile::tempdir().expect("a directory").keep();
+        let server = command(&directory, free_port());
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", r#""$@"; rm -rf "$0""#])
+            .arg(&directory)
+            .arg(server.get_program())
+            .args(server.get_args())
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stdin(Stdio::piped());
+        Server::spawn(&mut shell)
     });
     server.url.clone()
 }
@@ -122,6 +132,7 @@ pub fn command(path: &Path, port: u16) -> Command {
         .arg(path)
         .args(["--port", &port.to_string()])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env_remove("RUST_BACKTRACE")
         .stdin(Stdio::piped());
     command
 }
@@ -140,14 +151,6 @@ pub fn wait_for_exit(child: &mut Child) -> ExitStatus {
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("an address").port()
-}
-
-/// Where `scripts/deps.sh` puts what the tests need.
-pub fn deps() -> PathBuf {
-    std::env::var_os("FECHATTER_DEPS_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join(".dev"),
-        PathBuf::from,
-    )
 }
 
 fn answers(port: u16) -> bool {
