@@ -14,8 +14,9 @@ mod telemetry;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use tokio::runtime::Runtime;
 
 use crate::clickhouse::client;
 use crate::clickhouse::migrations::MigrationError;
@@ -25,7 +26,7 @@ use crate::nats::ConnectError;
 /// Carries fechatter's analytics events from NATS JetStream into ClickHouse, every event exactly once
 #[derive(Parser)]
 #[command(name = "analytics-server", version, after_help = environment_help())]
-pub struct Cli {
+struct Cli {
     /// Configuration file [default: ./analytics.yml, then /etc/fechatter/analytics.yml]
     #[arg(
         long,
@@ -60,7 +61,20 @@ enum Command {
     Clickhouse(clickhouse::Args),
 }
 
-pub async fn run(cli: Cli) -> Result<ExitCode> {
+/// The program. Not async, so that all of it is compiled with the library and
+/// not once more with the binary.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = Runtime::new()
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(run(cli)));
+    outcome.unwrap_or_else(|error| {
+        eprintln!("analytics-server: {error:#}");
+        exit_code(&error)
+    })
+}
+
+async fn run(cli: Cli) -> Result<ExitCode> {
     telemetry::init(cli.log_format);
     let path = cli.config.as_deref();
     match cli.command.unwrap_or(Command::Serve) {
@@ -103,9 +117,9 @@ const UNREACHABLE: u8 = 69;
 const CONFIGURATION: u8 = 78;
 
 /// The exit code for a command that ended with `error`.
-pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+fn exit_code(error: &anyhow::Error) -> ExitCode {
     let unreachable = error.chain().any(|cause| {
-        cause.is::<ConnectError>()
+        matches!(cause.downcast_ref(), Some(ConnectError::Unreachable { .. }))
             || cause
                 .downcast_ref::<::clickhouse::error::Error>()
                 .is_some_and(client::is_unreachable)
@@ -113,7 +127,11 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
                 .downcast_ref::<MigrationError>()
                 .is_some_and(MigrationError::is_unreachable)
     });
-    if error.chain().any(|cause| cause.is::<ConfigError>()) {
+    let configuration = error.chain().any(|cause| {
+        cause.is::<ConfigError>()
+            || matches!(cause.downcast_ref(), Some(ConnectError::Credentials { .. }))
+    });
+    if configuration {
         ExitCode::from(CONFIGURATION)
     } else if unreachable {
         ExitCode::from(UNREACHABLE)

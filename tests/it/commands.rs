@@ -81,6 +81,31 @@ async fn check_says_what_to_do_until_everything_is_in_place() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_away_is_exit_code_69() {
+    let mut world = World::new().await;
+    world.nats.kill();
+    let config = world.config("", "");
+    let (code, _, stderr) = text(&daemon::run(&config, &["send"]).await);
+    assert_eq!(code, Some(69), "{stderr}");
+    assert!(
+        stderr.contains("cannot connect to NATS at nats://127.0.0.1"),
+        "{stderr}"
+    );
+
+    let nowhere = "server: {db_url: 'http://127.0.0.1:1'}";
+    std::fs::write(&config, nowhere).unwrap();
+    for command in [
+        ["migrate"].as_slice(),
+        &["migrate", "--status"],
+        &["query", "SELECT 1"],
+    ] {
+        let (code, _, stderr) = text(&daemon::run(&config, command).await);
+        assert_eq!(code, Some(69), "{command:?}: {stderr}");
+        assert!(stderr.contains("Connection refused"), "{stderr}");
+    }
+}
+
+#[tokio::test]
 async fn migrations_are_applied_once_and_a_changed_one_is_refused() {
     let world = World::new().await;
     let config = world.config("retention_days: 30", "");

@@ -9,5 +9,6 @@
 mod commands;
 mod contract;
 mod embedded;
+mod login;
 mod pipeline;
 mod support;
