@@ -11,6 +11,7 @@ mod send;
 mod serve;
 mod telemetry;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -21,7 +22,7 @@ use tokio::runtime::Runtime;
 use crate::clickhouse::client;
 use crate::clickhouse::migrations::MigrationError;
 use crate::config::{Config, ConfigError, ENVIRONMENT};
-use crate::nats::ConnectError;
+use crate::nats::{ConnectError, StreamError};
 
 /// Carries fechatter's analytics events from NATS JetStream into ClickHouse, every event exactly once
 #[derive(Parser)]
@@ -67,11 +68,27 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = Runtime::new()
         .context("cannot start the runtime")
-        .and_then(|runtime| runtime.block_on(run(cli)));
-    outcome.unwrap_or_else(|error| {
-        eprintln!("analytics-server: {error:#}");
-        exit_code(&error)
-    })
+        .and_then(|runtime| {
+            let outcome = runtime.block_on(run(cli));
+            // Does not wait for a look-up of a host's name that may be under way.
+            runtime.shutdown_background();
+            outcome
+        });
+    match outcome {
+        Ok(code) => code,
+        // Whoever read the output has seen enough: `analytics-server check | head -1`.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("analytics-server: {error:#}");
+            exit_code(&error)
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 async fn run(cli: Cli) -> Result<ExitCode> {
@@ -120,6 +137,7 @@ const CONFIGURATION: u8 = 78;
 fn exit_code(error: &anyhow::Error) -> ExitCode {
     let unreachable = error.chain().any(|cause| {
         matches!(cause.downcast_ref(), Some(ConnectError::Unreachable { .. }))
+            || matches!(cause.downcast_ref(), Some(StreamError::Unavailable(_)))
             || cause
                 .downcast_ref::<::clickhouse::error::Error>()
                 .is_some_and(client::is_unreachable)

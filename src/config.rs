@@ -92,7 +92,13 @@ impl Database {
                 return Ok(Self::Embedded { port });
             }
         }
-        if text.starts_with("http://") || text.starts_with("https://") {
+        if let Some(rest) = text
+            .strip_prefix("http://")
+            .or(text.strip_prefix("https://"))
+        {
+            if rest.contains(['@', '?']) {
+                return Err("db_url cannot carry a user, a password or settings: use db_user and db_password".to_owned());
+            }
             return Ok(Self::Server(Address::new(text)));
         }
         Err(format!(
@@ -129,6 +135,7 @@ pub struct Messaging {
     #[serde(deserialize_with = "values::enabled")]
     pub enabled: bool,
     /// One address, or several of one cluster parted by commas. Default `nats://localhost:4222`.
+    #[serde(deserialize_with = "values::nats_url")]
     pub nats_url: Address,
     /// Must be true: exactly once rests on JetStream. Default true.
     #[serde(deserialize_with = "values::jetstream_enabled")]

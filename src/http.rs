@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::client::describe;
-use crate::pipeline::Counters;
+use crate::pipeline::Progress;
 
 /// How long a question about health may wait for ClickHouse.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -24,16 +24,16 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Health {
     nats: OnceLock<Client>,
     clickhouse: ClickHouse,
-    counters: Arc<Counters>,
+    progress: Arc<Progress>,
     running: AtomicBool,
 }
 
 impl Health {
-    pub fn new(clickhouse: ClickHouse, counters: Arc<Counters>) -> Self {
+    pub fn new(clickhouse: ClickHouse, progress: Arc<Progress>) -> Self {
         Self {
             nats: OnceLock::new(),
             clickhouse,
-            counters,
+            progress,
             running: AtomicBool::new(false),
         }
     }
@@ -49,18 +49,14 @@ impl Health {
         Running(self)
     }
 
-    /// Events received, rows stored, dead letters stored.
-    pub fn counts(&self) -> (u64, u64, u64) {
-        let Counters {
-            received,
+    /// Rows and dead letters stored since the process started.
+    pub fn counts(&self) -> (u64, u64) {
+        let Progress {
             stored,
             dead_letters,
-        } = &*self.counters;
-        (
-            received.load(Relaxed),
-            stored.load(Relaxed),
-            dead_letters.load(Relaxed),
-        )
+            ..
+        } = &*self.progress;
+        (stored.load(Relaxed), dead_letters.load(Relaxed))
     }
 
     async fn report(&self) -> (StatusCode, Value) {
@@ -70,7 +66,7 @@ impl Health {
             None => Err("not connected yet".to_owned()),
         };
         let clickhouse = match tokio::time::timeout(PATIENCE, self.clickhouse.version()).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(_)) => self.progress.held_up_by().map_or(Ok(()), Err),
             Ok(Err(error)) => Err(describe(&error)),
             Err(_) => Err("no answer".to_owned()),
         };
@@ -80,7 +76,7 @@ impl Health {
             .then_some(())
             .ok_or_else(|| "not running".to_owned());
         let healthy = nats.is_ok() && clickhouse.is_ok() && pipeline.is_ok();
-        let (received, stored, dead_letters) = self.counts();
+        let (stored, dead_letters) = self.counts();
         let report = json!({
             "status": if healthy { "healthy" } else { "unhealthy" },
             "service": "analytics-server",
@@ -88,7 +84,7 @@ impl Health {
             "nats": told(nats),
             "clickhouse": told(clickhouse),
             "pipeline": told(pipeline),
-            "events": { "received": received, "stored": stored, "dead_letters": dead_letters },
+            "events": { "stored": stored, "dead_letters": dead_letters },
         });
         let status = if healthy {
             StatusCode::OK

@@ -3,13 +3,16 @@
 mod stream;
 mod subjects;
 
+use std::io;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use secrecy::ExposeSecret;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::Messaging;
+use crate::retry::Retry;
 
 pub use stream::{
     Difference, StreamError, StreamId, differences, find_stream, open_stream, storage_type,
@@ -19,24 +22,41 @@ pub use subjects::covering_set;
 /// How long a request to JetStream may take before it is tried again.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+fn addresses(messaging: &Messaging) -> Result<Vec<ServerAddr>, ConnectError> {
+    let addresses = messaging.nats_url.expose().split(',');
+    addresses
+        .map(|address| address.trim().parse())
+        .collect::<Result<_, io::Error>>()
+        .map_err(|error| ConnectError::Unreachable {
+            address: messaging.nats_url.to_string(),
+            reason: error.to_string(),
+        })
+}
+
 /// Says what happens to a connection after it was made.
-async fn log(event: Event) {
+fn log(event: &Event, retry: &mut Retry) {
     match event {
-        Event::Connected => debug!("connection to NATS made"),
-        Event::Disconnected => warn!("connection to NATS lost, reconnecting"),
+        Event::Connected if retry.had_failed() => {
+            info!("connected to NATS again");
+            *retry = Retry::new();
+        }
+        Event::Disconnected => {
+            retry.is_news(&"lost");
+            warn!("connection to NATS lost, reconnecting");
+        }
+        // A try to reconnect that failed: said once a change.
+        Event::ClientError(error) if retry.is_news(error) => warn!(%error, "NATS"),
         Event::SlowConsumer(_) | Event::ServerError(_) => warn!(%event, "NATS"),
-        // Client errors are tries to reconnect, which go on until one works.
         event => debug!(%event, "NATS"),
     }
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    #[error("cannot read `{path}`: {source}")]
-    Credentials {
-        path: String,
-        source: std::io::Error,
-    },
+    #[error("cannot read `{path}` (credentials_file): {error}")]
+    Credentials { path: String, error: io::Error },
+    #[error("NATS at {address} does not let this user in: {reason}")]
+    Refused { address: String, reason: String },
     #[error("cannot connect to NATS at {address}: {reason}")]
     Unreachable { address: String, reason: String },
 }
@@ -45,10 +65,17 @@ pub enum ConnectError {
 ///
 /// A connection once made comes back by itself after NATS was away; this is logged.
 pub async fn connect(messaging: &Messaging) -> Result<Client, ConnectError> {
+    let retry = Mutex::new(Retry::new());
     let mut options = ConnectOptions::new()
         .name("analytics-server")
         .request_timeout(Some(REQUEST_TIMEOUT))
-        .event_callback(log);
+        .event_callback(move |event| {
+            log(
+                &event,
+                &mut retry.lock().unwrap_or_else(PoisonError::into_inner),
+            );
+            std::future::ready(())
+        });
     if let (Some(user), password) = (&messaging.username, &messaging.password) {
         let password = password
             .as_ref()
@@ -63,9 +90,9 @@ pub async fn connect(messaging: &Messaging) -> Result<Client, ConnectError> {
             options
                 .credentials_file(path)
                 .await
-                .map_err(|source| ConnectError::Credentials {
+                .map_err(|error| ConnectError::Credentials {
                     path: path.display().to_string(),
-                    source,
+                    error,
                 })?;
     }
     if let Some(path) = &messaging.tls_ca_file {
@@ -73,17 +100,22 @@ pub async fn connect(messaging: &Messaging) -> Result<Client, ConnectError> {
             .add_root_certificates(path.clone())
             .require_tls(true);
     }
-    let addresses: Vec<&str> = messaging
-        .nats_url
-        .expose()
-        .split(',')
-        .map(str::trim)
-        .collect();
-    options
-        .connect(addresses)
-        .await
-        .map_err(|error| ConnectError::Unreachable {
-            address: messaging.nats_url.to_string(),
-            reason: error.to_string(),
-        })
+    let addresses = addresses(messaging)?;
+    // async-nats does not use what stands in an address.
+    if let Some(user) = addresses.iter().find_map(ServerAddr::username) {
+        let password = addresses.iter().find_map(ServerAddr::password);
+        options = match password {
+            Some(password) => options.user_and_password(user.to_owned(), password.to_owned()),
+            None => options.token(user.to_owned()),
+        };
+    }
+    options.connect(addresses).await.map_err(|error| {
+        let (address, reason) = (messaging.nats_url.to_string(), error.to_string());
+        match error.kind() {
+            ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                ConnectError::Refused { address, reason }
+            }
+            _ => ConnectError::Unreachable { address, reason },
+        }
+    })
 }

@@ -14,8 +14,8 @@ pub mod consume;
 pub mod decode;
 pub mod insert;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::{Client, Subject};
@@ -25,13 +25,13 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, enabled};
+use tracing::{debug, enabled, warn};
 
 use crate::clickhouse::ClickHouse;
 use crate::config::Config;
 use crate::nats::{self, StreamError, StreamId};
 use batch::{Batch, Batcher, Limits};
-use checkpoint::{Checkpoint, CheckpointError, Recorded};
+use checkpoint::{Checkpoint, CheckpointError, Claim, Recorded};
 use consume::{ConsumeError, Consumer, Delivery};
 use decode::{Decoder, Message};
 use insert::Insert;
@@ -52,8 +52,8 @@ pub enum PipelineError {
     Consume(#[from] ConsumeError),
     #[error("acknowledging failed: {0}")]
     Ack(#[from] async_nats::PublishError),
-    #[error("reading stopped unexpectedly")]
-    ReaderStopped,
+    #[error("a task of the pipeline failed, which is a fault of this program")]
+    TaskFailed,
 }
 
 impl PipelineError {
@@ -61,59 +61,121 @@ impl PipelineError {
     pub fn is_final(&self) -> bool {
         matches!(
             self,
-            Self::Checkpoint(CheckpointError::Fenced { .. } | CheckpointError::Corrupt { .. })
+            Self::Checkpoint(
+                CheckpointError::Fenced { .. }
+                    | CheckpointError::Forgetful
+                    | CheckpointError::Corrupt { .. }
+            )
         )
     }
 }
 
-/// What went through since the process started, in events.
+/// What went through since the process started, in events, and what holds it up.
 #[derive(Debug, Default)]
-pub struct Counters {
-    /// Events of messages that were decoded, bad ones included.
-    pub received: AtomicU64,
+pub struct Progress {
     /// Rows in `analytics_events`.
     pub stored: AtomicU64,
     /// Rows in `dead_letters`.
     pub dead_letters: AtomicU64,
+    /// Why the insert under way does not succeed.
+    held_up_by: Mutex<Option<String>>,
 }
 
-/// What the pipeline works with.
-#[derive(Clone)]
-pub struct Pipeline {
-    pub config: Arc<Config>,
-    pub nats: Client,
-    pub clickhouse: ClickHouse,
-    /// This instance's name in the checkpoint.
-    pub owner: String,
-    pub counters: Arc<Counters>,
+impl Progress {
+    /// Why the insert under way does not succeed; `None` when all is well.
+    pub fn held_up_by(&self) -> Option<String> {
+        let reason = self
+            .held_up_by
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        reason.clone()
+    }
+
+    /// Says why an insert does not succeed, or that it has.
+    fn held_up(&self, reason: Option<String>) {
+        *self
+            .held_up_by
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = reason;
+    }
 }
+
+/// Carries events from the stream into ClickHouse.
+pub struct Pipeline {
+    config: Arc<Config>,
+    nats: Client,
+    clickhouse: ClickHouse,
+    /// This instance's name in the checkpoint.
+    owner: String,
+    progress: Arc<Progress>,
+    /// What the checkpoint said at the start of the last run, if it was taken over.
+    last_committed: Option<u64>,
+    /// Runs in a row that ended with an error and had stored nothing.
+    fruitless: u32,
+}
+
+/// Fruitless runs after which messages are fetched one by one: NATS may have been
+/// away for the first ones.
+const FRUITLESS: u32 = 3;
 
 impl Pipeline {
+    /// `owner` is this instance's name in the checkpoint, unlike any other's.
+    pub fn new(
+        config: Arc<Config>,
+        nats: Client,
+        clickhouse: ClickHouse,
+        owner: String,
+        progress: Arc<Progress>,
+    ) -> Self {
+        Self {
+            config,
+            nats,
+            clickhouse,
+            owner,
+            progress,
+            last_committed: None,
+            fruitless: 0,
+        }
+    }
+
     /// Carries events until `shutdown`, then stores what is held and returns.
     ///
     /// # Errors
     /// After one that is not [final](PipelineError::is_final), run it again.
-    pub async fn run(&self, shutdown: &CancellationToken) -> Result<(), PipelineError> {
+    pub async fn run(&mut self, shutdown: &CancellationToken) -> Result<(), PipelineError> {
         let messaging = &self.config.integrations.messaging;
         let jetstream = async_nats::jetstream::new(self.nats.clone());
         let stream = nats::open_stream(&jetstream, messaging).await?;
         let id = StreamId::of(&stream);
-        let bucket = checkpoint::open_bucket(&jetstream, &messaging.jetstream).await?;
-        let checkpoint = Checkpoint::take_over(
-            bucket,
-            &messaging.jetstream.consumer_name,
-            &self.owner,
-            id.clone(),
-            stream.cached_info().state.last_sequence,
-        )
-        .await?;
+        let info = stream.cached_info();
+        let bucket = checkpoint::open_bucket(&jetstream, info.config.num_replicas).await?;
+        let claim = Claim {
+            owner: &self.owner,
+            had_it: self.last_committed.is_some(),
+            stream: id.clone(),
+            consumer: &messaging.jetstream.consumer_name,
+            last_sequence: info.state.last_sequence,
+        };
+        let checkpoint = Checkpoint::take_over(bucket, claim).await?;
 
+        let committed = checkpoint.committed();
+        let fruitless = self.last_committed.replace(committed) == Some(committed);
+        self.fruitless = if fruitless { self.fruitless + 1 } else { 0 };
+        let careful_until = if self.fruitless < FRUITLESS {
+            committed
+        } else {
+            warn!(
+                after = committed,
+                "nothing gets through: fetching messages one by one"
+            );
+            let recorded = checkpoint.in_flight().last().map(|range| range.last);
+            recorded.unwrap_or(committed + 1)
+        };
         let settings = consume::Settings {
             name: messaging.jetstream.consumer_name.clone(),
             subjects: nats::covering_set(messaging.subjects.all()),
             max_payload: self.nats.server_info().max_payload,
         };
-        let (consumer, pending) = Consumer::start(stream, settings, checkpoint.committed()).await?;
         let analytics = &self.config.features.analytics;
         let limits = Limits {
             rows: analytics.batch_size.get(),
@@ -121,25 +183,19 @@ impl Pipeline {
             interval: analytics.flush_interval,
         };
         let reader = Reader {
-            consumer,
+            consumer: Consumer::new(jetstream, stream, settings, committed, careful_until),
             decoder: Decoder::new(
                 &id.to_string(),
                 &messaging.subjects.analytics_events,
                 &messaging.subjects.analytics_batch,
             ),
             batcher: Batcher::new(limits, checkpoint.in_flight().iter().cloned()),
-            counters: Arc::clone(&self.counters),
         };
         let (sender, batches) = mpsc::channel(1);
-        let reader =
-            AbortOnDropHandle::new(tokio::spawn(reader.run(pending, sender, shutdown.clone())));
+        let reader = AbortOnDropHandle::new(tokio::spawn(reader.run(sender, shutdown.clone())));
 
-        let stream = id.to_string();
-        self.write(&stream, batches, checkpoint).await?;
-        match reader.await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(PipelineError::ReaderStopped),
-        }
+        self.write(&id.to_string(), batches, checkpoint).await?;
+        reader.await.unwrap_or(Err(PipelineError::TaskFailed))
     }
 
     /// Stores batches as they come, until there are no more.
@@ -182,20 +238,12 @@ impl Pipeline {
         recorded: Recorded,
         ack: Option<Subject>,
     ) -> impl Future<Output = Result<Stored, PipelineError>> + use<> {
-        let Self {
-            clickhouse,
-            counters,
-            ..
-        } = self.clone();
+        let (clickhouse, progress) = (self.clickhouse.clone(), Arc::clone(&self.progress));
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
-            insert.send(&clickhouse).await;
-            counters.stored.fetch_add(insert.rows() as u64, Relaxed);
-            counters
-                .dead_letters
-                .fetch_add(insert.dead_letters() as u64, Relaxed);
+            insert.send(&clickhouse, &progress).await;
             Stored { recorded, ack }
         }));
-        async { task.await.map_err(|_| PipelineError::ReaderStopped) }
+        async { task.await.map_err(|_| PipelineError::TaskFailed) }
     }
 }
 
@@ -211,46 +259,44 @@ struct Reader {
     consumer: Consumer,
     decoder: Decoder,
     batcher: Batcher,
-    counters: Arc<Counters>,
 }
 
 impl Reader {
-    /// Sends batches until `shutdown`, and what is held then as the last one.
-    /// `pending` messages stand in the stream at the start.
+    /// Sends batches until `shutdown` or an error, and what is held then as the
+    /// last one: what was read before an error has nothing to do with it.
     async fn run(
         mut self,
-        pending: u64,
         batches: mpsc::Sender<Batch>,
         shutdown: CancellationToken,
     ) -> Result<(), PipelineError> {
-        if pending == 0 {
-            send(&batches, self.batcher.end_of_stream()).await;
-        }
-        loop {
+        let outcome = loop {
             let complete = tokio::select! {
-                delivery = self.consumer.next() => self.take(delivery?),
+                delivery = self.consumer.next() => match delivery {
+                    Ok(delivery) => self.take(delivery),
+                    Err(error) => break Err(error.into()),
+                },
                 () = sleep_until(self.batcher.deadline()) => self.batcher.flush().into_iter().collect(),
-                () = shutdown.cancelled() => {
-                    send(&batches, self.batcher.flush().into_iter().collect()).await;
-                    return Ok(());
-                }
+                () = shutdown.cancelled() => break Ok(()),
             };
             if !send(&batches, complete).await {
                 // The writing half has ended, and says why.
                 return Ok(());
             }
-        }
+        };
+        send(&batches, self.batcher.flush().into_iter().collect()).await;
+        outcome
     }
 
-    fn take(&mut self, Delivery { message, pending }: Delivery) -> Vec<Batch> {
+    fn take(&mut self, delivery: Delivery) -> Vec<Batch> {
+        let Delivery::Message { message, is_last } = delivery else {
+            return self.batcher.end_of_stream();
+        };
         let decoded = self.decoder.decode(&message);
-        let events = decoded.events.len() + decoded.dead_letters.len();
-        self.counters.received.fetch_add(events as u64, Relaxed);
         if enabled!(tracing::Level::DEBUG) {
             log(&message, &decoded);
         }
         let mut complete = self.batcher.push(&message, decoded, Instant::now());
-        if pending == 0 {
+        if is_last {
             complete.extend(self.batcher.end_of_stream());
         }
         complete

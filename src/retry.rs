@@ -1,7 +1,7 @@
 //! Trying again: with growing pauses, and without a log line a try.
 
 use std::fmt::Display;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tracing::{info, warn};
@@ -10,10 +10,13 @@ use tracing::{info, warn};
 /// waits for the daemon once the server is back.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// What goes on failing in the same way is said again this often.
+const REMINDER: Duration = Duration::from_secs(60);
+
 /// The pauses between tries, and what was said of their failures.
 pub struct Retry {
     pauses: ExponentialBackoff,
-    said: Option<String>,
+    said: Option<(String, Instant)>,
 }
 
 impl Retry {
@@ -28,12 +31,18 @@ impl Retry {
         Self { pauses, said: None }
     }
 
-    /// Whether a failure differs from the one before, and so is worth a line.
+    /// Whether a failure differs from the one before, or has gone on for a while,
+    /// and so is worth a line.
     pub fn is_news(&mut self, error: &impl Display) -> bool {
         let error = error.to_string();
-        let news = self.said.as_ref() != Some(&error);
-        self.said = Some(error);
-        news
+        let old = self
+            .said
+            .as_ref()
+            .is_some_and(|(said, when)| *said == error && when.elapsed() < REMINDER);
+        if !old {
+            self.said = Some((error, Instant::now()));
+        }
+        !old
     }
 
     /// Whether there was a failure to get over.

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -11,8 +12,8 @@ use serde::Serialize;
 use crate::clickhouse::client::{ClickHouse, describe, is_unreachable};
 use crate::clickhouse::migrations::{self, State};
 use crate::clickhouse::schema;
-use crate::config::{Config, Messaging};
-use crate::nats::{self, StreamId};
+use crate::config::{Config, Database, Messaging};
+use crate::nats::{self, ConnectError, StreamError, StreamId};
 use crate::pipeline::checkpoint;
 
 #[derive(clap::Args)]
@@ -107,9 +108,10 @@ impl Report {
     }
 
     fn print(&self, json: bool) -> Result<()> {
+        let mut stdout = std::io::stdout().lock();
         if json {
             let report = serde_json::json!({ "ok": self.is_fine(), "checks": self.findings });
-            println!("{}", serde_json::to_string_pretty(&report)?);
+            writeln!(stdout, "{}", serde_json::to_string_pretty(&report)?)?;
             return Ok(());
         }
         for Finding {
@@ -119,9 +121,9 @@ impl Report {
             remedy,
         } in &self.findings
         {
-            println!("{status:<12} {name:<14} {detail}");
+            writeln!(stdout, "{status:<12} {name:<14} {detail}")?;
             if let Some(remedy) = remedy {
-                println!("{:<12} {:<14} → {remedy}", "", "");
+                writeln!(stdout, "{:<12} {:<14} → {remedy}", "", "")?;
             }
         }
         Ok(())
@@ -142,11 +144,23 @@ async fn check_nats(messaging: &Messaging, repair: bool, report: &mut Report) {
     let address = &messaging.nats_url;
     let client = match nats::connect(messaging).await {
         Ok(client) => client,
-        Err(error) => {
-            let remedy = "start NATS with `nats-server --jetstream`, or set integrations.messaging.nats_url and the credentials";
+        Err(error @ ConnectError::Unreachable { .. }) => {
+            let remedy =
+                "start NATS with `nats-server --jetstream`, or set integrations.messaging.nats_url";
             report.add(
                 "nats",
                 Status::Unreachable,
+                error.to_string(),
+                Some(remedy.to_owned()),
+            );
+            return;
+        }
+        Err(error) => {
+            let remedy =
+                "set username and password, token or credentials_file in integrations.messaging";
+            report.add(
+                "nats",
+                Status::Failed,
                 error.to_string(),
                 Some(remedy.to_owned()),
             );
@@ -183,9 +197,13 @@ async fn check_stream(
     report: &mut Report,
 ) -> Option<Stream> {
     let name = &messaging.jetstream.stream_name;
-    if repair {
-        // Also makes it; what is wrong with one that exists is told below.
-        let _ = nats::open_stream(jetstream, messaging).await;
+    // What is wrong with a stream that exists is told below.
+    if repair
+        && let Err(error @ StreamError::Refused { .. }) =
+            nats::open_stream(jetstream, messaging).await
+    {
+        report.add("stream", Status::Failed, error.to_string(), None);
+        return None;
     }
     let stream = match nats::find_stream(jetstream, name).await {
         Ok(Some(stream)) => stream,
@@ -291,7 +309,12 @@ async fn check_clickhouse(config: &Config, repair: bool, report: &mut Report) {
             let (status, remedy) = if is_unreachable(&error) {
                 (
                     Status::Unreachable,
-                    "start ClickHouse, or set server.db_url; `db_url: embedded` needs none",
+                    match config.server.db_url {
+                        Database::Embedded { .. } => {
+                            "start `analytics-server serve`, which runs it"
+                        }
+                        Database::Server(_) => "start ClickHouse, or set server.db_url",
+                    },
                 )
             } else {
                 (

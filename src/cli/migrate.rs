@@ -1,3 +1,4 @@
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -18,13 +19,15 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
     if args.status {
         return status(&clickhouse).await;
     }
+    let mut stdout = std::io::stdout().lock();
     for name in apply(&clickhouse, &config).await? {
-        println!("applied {name}");
+        writeln!(stdout, "applied {name}")?;
     }
-    println!(
+    writeln!(
+        stdout,
         "schema of database `{}` is up to date",
         clickhouse.database()
-    );
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -45,6 +48,7 @@ pub async fn apply(
 }
 
 async fn status(clickhouse: &ClickHouse) -> Result<ExitCode> {
+    let mut stdout = std::io::stdout().lock();
     let mut pending = false;
     for (migration, state) in migrations::status(clickhouse).await? {
         let state = match state {
@@ -54,7 +58,7 @@ async fn status(clickhouse: &ClickHouse) -> Result<ExitCode> {
                 "pending"
             }
         };
-        println!("{state} {}", migration.name);
+        writeln!(stdout, "{state} {}", migration.name)?;
     }
     Ok(if pending {
         ExitCode::FAILURE

@@ -1,4 +1,5 @@
 use std::collections::HashSet;
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,7 +23,7 @@ use crate::sample::{Kind, Population};
 #[derive(clap::Args)]
 pub struct Args {
     /// How many events
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
 
     /// Events a second [default: as fast as JetStream takes them]
@@ -57,24 +58,26 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
         bail!("subjects.analytics_events must end with `>` to send every kind of event");
     };
 
+    let mut stdout = std::io::stdout().lock();
     let started = Instant::now();
     let sent = publish(&args, &jetstream, prefix).await?;
     let took = started.elapsed();
     if !args.json {
-        println!(
+        writeln!(
+            stdout,
             "published {} events in {:.3} s, sequences {} to {} of stream {}",
             sent.ids.len(),
             took.as_secs_f64(),
             sent.first,
             sent.last,
             messaging.jetstream.stream_name
-        );
+        )?;
         for id in sent
             .ids
             .iter()
             .take(if sent.ids.len() > SHOWN { 0 } else { SHOWN })
         {
-            println!("event_id {id}");
+            writeln!(stdout, "event_id {id}")?;
         }
     }
 
@@ -98,12 +101,13 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
             "event_ids": sent.ids.iter().take(SHOWN).collect::<Vec<_>>(),
             "stored_after_seconds": found.then_some(stored_after.as_secs_f64()),
         });
-        println!("{report}");
+        writeln!(stdout, "{report}")?;
     } else if found {
-        println!(
+        writeln!(
+            stdout,
             "all found in ClickHouse by their ids, {:.3} s after the start",
             stored_after.as_secs_f64()
-        );
+        )?;
     }
     if let Some(seconds) = args.wait
         && !found

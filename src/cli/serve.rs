@@ -2,7 +2,8 @@ use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
+use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,19 +13,17 @@ use uuid::Uuid;
 
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::migrations::MigrationError;
+use crate::clickhouse::schema::{self, NoWindow};
 use crate::config::{Config, Database};
 use crate::http::{self, Health};
-use crate::nats;
-use crate::pipeline::{Counters, Pipeline};
+use crate::nats::{self, ConnectError};
+use crate::pipeline::{Pipeline, Progress};
 use crate::retry::{self, Retry};
 
 /// How long a stop may take to store what is held, and then the embedded
 /// ClickHouse to close: service managers send SIGKILL after 30 s or more.
 const GRACE: Duration = Duration::from_secs(18);
 const ENGINE_GRACE: Duration = Duration::from_secs(5);
-
-/// How long the embedded ClickHouse may take to answer before that is said.
-const ENGINE_START: Duration = Duration::from_secs(30);
 
 pub async fn run(config: Config) -> Result<ExitCode> {
     let config = Arc::new(config);
@@ -39,18 +38,24 @@ pub async fn run(config: Config) -> Result<ExitCode> {
         )
     })?;
     let clickhouse = ClickHouse::new(&config.server);
-    let counters = Arc::new(Counters::default());
-    let health = Arc::new(Health::new(clickhouse.clone(), Arc::clone(&counters)));
+    let progress = Arc::new(Progress::default());
+    let health = Arc::new(Health::new(clickhouse.clone(), Arc::clone(&progress)));
     info!(address = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "analytics-server listens");
     // Answers until the very end, so that a slow stop can be watched.
     tokio::spawn(http::serve(listener, Arc::clone(&health)));
 
     let engine = match config.server.db_url {
-        Database::Embedded { port } => Some(Engine::start(&config, port, &clickhouse).await?),
+        Database::Embedded { port } => {
+            let starting = Engine::start(&config, port, &clickhouse);
+            let Some(engine) = shutdown.run_until_cancelled(starting).await else {
+                return Ok(ExitCode::SUCCESS);
+            };
+            Some(engine?)
+        }
         Database::Server(_) => None,
     };
     let outcome = tokio::select! {
-        outcome = carry(&config, clickhouse, counters, &health, &shutdown) => outcome,
+        outcome = carry(&config, clickhouse, progress, &health, &shutdown) => outcome,
         () = grace_over(&shutdown) => {
             warn!("stopping with batches that ClickHouse did not take; they are recorded and go first at the next start");
             Ok(())
@@ -60,8 +65,8 @@ pub async fn run(config: Config) -> Result<ExitCode> {
         engine.stop().await;
     }
     outcome?;
-    let (received, stored, dead_letters) = health.counts();
-    info!(received, stored, dead_letters, "stopped");
+    let (stored, dead_letters) = health.counts();
+    info!(stored, dead_letters, "stopped");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -70,49 +75,62 @@ pub async fn run(config: Config) -> Result<ExitCode> {
 async fn carry(
     config: &Arc<Config>,
     clickhouse: ClickHouse,
-    counters: Arc<Counters>,
+    progress: Arc<Progress>,
     health: &Health,
     shutdown: &CancellationToken,
 ) -> Result<()> {
     let messaging = &config.integrations.messaging;
     let connecting = retry::until_ok("connecting to NATS", async || {
-        nats::connect(messaging).await
+        match nats::connect(messaging).await {
+            // Waiting does not bring a file.
+            Err(missing @ ConnectError::Credentials { .. }) => Ok(Err(missing)),
+            Err(other) => Err(other),
+            Ok(client) => Ok(Ok(client)),
+        }
     });
     let Some(nats) = shutdown.run_until_cancelled(connecting).await else {
         return Ok(());
     };
+    let nats = nats?;
     info!(address = %messaging.nats_url, version = nats.server_info().version, "connected to NATS");
     health.connected(nats.clone());
 
-    let migrating = retry::until_ok("bringing the schema up to date", async || {
-        match super::migrate::apply(&clickhouse, config).await {
-            // Waiting does not mend a file that was changed.
-            Err(changed @ MigrationError::Changed { .. }) => Ok(Err(changed)),
-            Err(other) => Err(other),
-            Ok(done) => Ok(Ok(done)),
-        }
+    let preparing = retry::until_ok("preparing ClickHouse", async || {
+        prepare(&clickhouse, config).await
     });
-    let Some(migrated) = shutdown.run_until_cancelled(migrating).await else {
+    let Some(done) = shutdown.run_until_cancelled(preparing).await else {
         return Ok(());
     };
-    let done = migrated?;
-    if !done.is_empty() {
-        info!(applied = done.join(", "), "schema brought up to date");
+    for done in done? {
+        info!("schema: applied {done}");
     }
 
-    let pipeline = Pipeline {
-        config: Arc::clone(config),
-        nats,
-        clickhouse,
-        owner: owner(),
-        counters,
+    let pipeline = Pipeline::new(Arc::clone(config), nats, clickhouse, owner(), progress);
+    keep_running(pipeline, health, shutdown).await
+}
+
+/// Brings the schema up to date and looks whether exactly once can rest on it;
+/// returns what was done. The outer error passes, the inner one does not.
+async fn prepare(
+    clickhouse: &ClickHouse,
+    config: &Config,
+) -> Result<Result<Vec<String>>, MigrationError> {
+    let done = match super::migrate::apply(clickhouse, config).await {
+        Err(changed @ MigrationError::Changed { .. }) => return Ok(Err(changed.into())),
+        outcome => outcome?,
     };
-    keep_running(&pipeline, health, shutdown).await
+    let tables = schema::without_window(clickhouse).await?;
+    if let Some(NoWindow { table, remedy }) = tables.first() {
+        return Ok(Err(anyhow!(
+            "table `{table}` would count a repeated insert again: run `{remedy}`"
+        )));
+    }
+    Ok(Ok(done))
 }
 
 /// Runs the pipeline again whenever NATS interrupts it, until `shutdown`.
 async fn keep_running(
-    pipeline: &Pipeline,
+    mut pipeline: Pipeline,
     health: &Health,
     shutdown: &CancellationToken,
 ) -> Result<()> {
@@ -188,8 +206,19 @@ struct Engine {
 }
 
 impl Engine {
-    /// Starts it and waits a while until it answers.
+    /// Starts it and waits until it answers.
+    ///
+    /// # Errors
+    /// When its port is taken or it ends before it answers; it has said why.
     async fn start(config: &Config, port: u16, clickhouse: &ClickHouse) -> Result<Self> {
+        // Another ClickHouse on this port would answer in place of the child.
+        drop(
+            TcpListener::bind(("127.0.0.1", port))
+                .await
+                .with_context(|| {
+                    format!("port {port} is taken: set db_url to `embedded:PORT` with another one")
+                })?,
+        );
         let mut command = Command::new(std::env::current_exe()?);
         command
             .arg("clickhouse")
@@ -205,23 +234,25 @@ impl Engine {
             .process_group(0)
             .env("ANALYTICS_DB_USER", &config.server.db_user);
         if let Some(password) = &config.server.db_password {
-            command.env(
-                "ANALYTICS_DB_PASSWORD",
-                secrecy::ExposeSecret::expose_secret(password),
-            );
+            command.env("ANALYTICS_DB_PASSWORD", password.expose_secret());
         }
-        let child = command
+        let mut child = command
             .spawn()
             .context("cannot start the embedded ClickHouse")?;
-        let stop = CancellationToken::new();
-        let supervisor = tokio::spawn(supervise(command, child, stop.clone()));
+        // Held open here, since waiting for a child closes its standard input.
+        let stdin = child.stdin.take();
         let up = async {
             while clickhouse.version().await.is_err() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        // Where it does not come up, what is said next says why.
-        let _ = tokio::time::timeout(ENGINE_START, up).await;
+        tokio::select! {
+            () = up => {}
+            status = child.wait() => bail!("the embedded ClickHouse did not start, {}", status?),
+        }
+        child.stdin = stdin;
+        let stop = CancellationToken::new();
+        let supervisor = tokio::spawn(supervise(command, child, stop.clone()));
         Ok(Self { stop, supervisor })
     }
 
@@ -231,7 +262,9 @@ impl Engine {
     }
 }
 
+/// Starts the child again whenever it ends, until `stop`.
 async fn supervise(mut command: Command, mut child: Child, stop: CancellationToken) {
+    let mut retry = Retry::new();
     loop {
         let stdin = child.stdin.take();
         tokio::select! {
@@ -248,7 +281,9 @@ async fn supervise(mut command: Command, mut child: Child, stop: CancellationTok
                 return;
             }
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        if stop.run_until_cancelled(retry.pause()).await.is_none() {
+            return;
+        }
         match command.spawn() {
             Ok(started) => child = started,
             Err(error) => {

@@ -38,6 +38,15 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// window holds.
 const END_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long any other statement of the daemon's own may take.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+async fn limited<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(TIMEOUT, answer)
+        .await
+        .unwrap_or(Err(Error::TimedOut))
+}
+
 impl ClickHouse {
     pub fn new(server: &Server) -> Self {
         let address = server.db_url.address();
@@ -87,6 +96,11 @@ impl ClickHouse {
             ("insert_deduplication_token", token),
             // Without it a view counts a repeated block again.
             ("deduplicate_blocks_in_dependent_materialized_views", "1"),
+            // A column that the table lacks would be thrown away.
+            ("input_format_skip_unknown_fields", "0"),
+            // A quiet stream's first batch may hold many days, a partition each in
+            // the views' targets.
+            ("max_partitions_per_insert_block", "0"),
             // Without it an insert whose view failed would be reported as stored.
             ("materialized_views_ignore_errors", "0"),
         ];
@@ -106,7 +120,7 @@ impl ClickHouse {
 
     /// Runs a statement that answers nothing.
     pub async fn execute(&self, sql: &str) -> Result<(), Error> {
-        self.client.query_raw(sql).execute().await
+        limited(self.client.query_raw(sql).execute()).await
     }
 
     /// Runs a query; `parameters` fill in its `{name:Type}`.
@@ -119,7 +133,7 @@ impl ClickHouse {
         for (name, value) in parameters {
             query = query.param(name, value);
         }
-        query.fetch_all().await
+        limited(query.fetch_all()).await
     }
 
     /// Runs any statement and streams what it answers in `format`.
@@ -148,10 +162,38 @@ impl ClickHouse {
 fn insert_error(error: Error) -> InsertError {
     match error {
         Error::BadResponse(answer) if answer.starts_with("Code: ") => {
-            InsertError::Unavailable(first_line(&answer))
+            InsertError::Unavailable(without_data(&answer))
         }
         error => InsertError::Unknown(describe(&error)),
     }
+}
+
+/// ClickHouse's answer to an insert, for the log. Where the error is about a
+/// value, ClickHouse quotes it, and it may be what a user wrote: only the code and
+/// its name remain then.
+fn without_data(answer: &str) -> String {
+    let line = first_line(answer);
+    let quotes = [
+        "CANNOT_",
+        "CONSTRAINT",
+        "INCORRECT_DATA",
+        "TYPE_MISMATCH",
+        "TOO_LARGE_",
+    ];
+    if !quotes.iter().any(|name| line.contains(name)) {
+        return line;
+    }
+    let code = line.split('.').next().unwrap_or_default();
+    let name = line.split(['(', ')']).find(|word| {
+        !word.is_empty()
+            && word
+                .bytes()
+                .all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+    });
+    format!(
+        "{code}. ({})",
+        name.unwrap_or("the message is left out, it may quote data")
+    )
 }
 
 /// ClickHouse adds a stack trace where it is set up to.
@@ -159,10 +201,16 @@ fn first_line(answer: &str) -> String {
     answer.lines().next().unwrap_or_default().to_owned()
 }
 
-/// An error with its causes: the crate's network errors say little themselves.
+/// An error with its causes, as the crate's network errors say little themselves,
+/// and with what to do about it where that is known.
 pub fn describe(error: &Error) -> String {
     if let Error::BadResponse(answer) = error {
-        return first_line(answer);
+        let line = first_line(answer);
+        // AUTHENTICATION_FAILED, REQUIRED_PASSWORD
+        if line.starts_with("Code: 516.") || line.starts_with("Code: 194.") {
+            return format!("{line}: set server.db_user and ANALYTICS_DB_PASSWORD");
+        }
+        return line;
     }
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
@@ -179,4 +227,18 @@ pub fn describe(error: &Error) -> String {
 /// Whether nobody answered at all, as opposed to an answer that was an error.
 pub fn is_unreachable(error: &Error) -> bool {
     matches!(error, Error::Network(_) | Error::TimedOut)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_may_quote_data_is_shown_by_its_code_alone() {
+        let quoting = "Code: 469. DB::Exception: Constraint `c` is violated. Column values: \
+                       login_email = 'ann@example.org'. (VIOLATED_CONSTRAINT) (version 26.7.2.1)";
+        assert_eq!(without_data(quoting), "Code: 469. (VIOLATED_CONSTRAINT)");
+        let harmless = "Code: 241. DB::Exception: Memory limit exceeded. (MEMORY_LIMIT_EXCEEDED) (version 26.7)\nstack";
+        assert_eq!(without_data(harmless), harmless.lines().next().unwrap());
+    }
 }

@@ -37,10 +37,17 @@ pub enum MigrationError {
         "migration `{name}` was changed after it was applied: restore the file as it was, and put the change into a new one"
     )]
     Changed { name: String },
-    #[error("{}", describe(.0))]
-    ClickHouse(#[from] Error),
-    #[error("migration `{name}` failed: {}", describe(.source))]
-    Failed { name: String, source: Error },
+    #[error("ClickHouse: {}", describe(.0))]
+    ClickHouse(Error),
+    #[error("migration `{name}` failed: {}", describe(.error))]
+    Failed { name: String, error: Error },
+}
+
+// Not a source: the message says it all, and would say it twice.
+impl From<Error> for MigrationError {
+    fn from(error: Error) -> Self {
+        Self::ClickHouse(error)
+    }
 }
 
 impl MigrationError {
@@ -48,7 +55,7 @@ impl MigrationError {
     pub fn is_unreachable(&self) -> bool {
         match self {
             Self::Changed { .. } => false,
-            Self::ClickHouse(error) | Self::Failed { source: error, .. } => is_unreachable(error),
+            Self::ClickHouse(error) | Self::Failed { error, .. } => is_unreachable(error),
         }
     }
 }
@@ -97,6 +104,11 @@ pub async fn status(clickhouse: &ClickHouse) -> Result<Vec<(Migration, State)>, 
 /// files that were applied. Two daemons may do it at once: every statement does
 /// nothing where its object exists.
 pub async fn apply(clickhouse: &ClickHouse) -> Result<Vec<&'static str>, MigrationError> {
+    // Asked first: with nothing to do, the user needs no right to create.
+    let all = status(clickhouse).await?;
+    if all.iter().all(|(_, state)| *state == State::Applied) {
+        return Ok(Vec::new());
+    }
     let database = clickhouse.database();
     clickhouse
         .without_database()
@@ -120,13 +132,13 @@ pub async fn apply(clickhouse: &ClickHouse) -> Result<Vec<&'static str>, Migrati
         .await?;
 
     let mut names = Vec::new();
-    for (migration, state) in status(clickhouse).await? {
+    for (migration, state) in all {
         if state == State::Applied {
             continue;
         }
-        let failed = |source| MigrationError::Failed {
+        let failed = |error| MigrationError::Failed {
             name: migration.name.to_owned(),
-            source,
+            error,
         };
         for statement in statements(migration.sql) {
             clickhouse.execute(statement).await.map_err(failed)?;

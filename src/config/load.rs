@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
-use super::{Address, Config, Database};
+use super::{Address, Config, Database, values};
 
 /// The environment variables that override a key of the file, with what each is for.
 pub const ENVIRONMENT: [(&str, &str); 8] = [
@@ -27,10 +27,10 @@ const PLACES: [&str; 2] = ["analytics.yml", "/etc/fechatter/analytics.yml"];
 /// What is wrong, and where.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read `{path}`: {source}", path = path.display())]
+    #[error("cannot read `{path}`: {error}", path = path.display())]
     Unreadable {
         path: PathBuf,
-        source: std::io::Error,
+        error: std::io::Error,
     },
     #[error("{path}:{line}:{column}: {message}", path = path.display())]
     Invalid {
@@ -63,9 +63,9 @@ impl Config {
             None => Self::default(),
             Some(path) => {
                 let text =
-                    std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+                    std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
                         path: path.clone(),
-                        source,
+                        error,
                     })?;
                 Self::parse(&text, path)?
             }
@@ -108,7 +108,10 @@ impl Config {
                 .map_err(|_| invalid("ANALYTICS_PORT", format!("`{port}` is not a port")))?;
         }
         if let Some(url) = env("ANALYTICS_NATS_URL") {
-            self.integrations.messaging.nats_url = Address::new(url);
+            let url = Address::new(url);
+            values::check_nats_url(&url)
+                .map_err(|message| invalid("ANALYTICS_NATS_URL", message))?;
+            self.integrations.messaging.nats_url = url;
         }
         if let Some(url) = env("ANALYTICS_DB_URL") {
             self.server.db_url =

@@ -4,8 +4,11 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use async_nats::ServerAddr;
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, de::Error};
+
+use super::Address;
 
 /// A switch that is there for what other services need of it.
 fn must_be_true<'de, D: Deserializer<'de>>(
@@ -49,6 +52,22 @@ pub fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Err
     Ok(name)
 }
 
+/// One address or several, which async-nats can read.
+pub fn nats_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error> {
+    let address = Address::deserialize(deserializer)?;
+    check_nats_url(&address).map_err(D::Error::custom)?;
+    Ok(address)
+}
+
+pub fn check_nats_url(address: &Address) -> Result<(), String> {
+    for one in address.expose().split(',') {
+        one.trim().parse::<ServerAddr>().map_err(|error| {
+            format!("nats_url `{address}` is not an address such as `nats://host:4222`: {error}")
+        })?;
+    }
+    Ok(())
+}
+
 pub fn subject<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let subject = String::deserialize(deserializer)?;
     if subject.split('.').any(str::is_empty) || subject.contains(char::is_whitespace) {
@@ -66,8 +85,7 @@ pub fn optional_subject<'de, D: Deserializer<'de>>(
 }
 
 pub fn batch_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NonZeroUsize, D::Error> {
-    // Beyond this ClickHouse would cut the insert into several blocks of its own,
-    // and a repeat that is cut elsewhere is not recognised.
+    // ClickHouse's own limit for one block of an insert.
     const MOST: usize = 1_000_000;
     let size = NonZeroUsize::deserialize(deserializer)?;
     if size.get() > MOST {

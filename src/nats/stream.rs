@@ -3,8 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType, Stream};
-use async_nats::jetstream::{self, ErrorCode, context::GetStreamErrorKind};
+use async_nats::jetstream::{self, ErrorCode};
+use time::UtcOffset;
 use time::format_description::well_known::Rfc3339;
 use tracing::{info, warn};
 
@@ -26,7 +28,11 @@ impl StreamId {
         Self {
             name: info.config.name.clone(),
             // A time that JetStream sent in this format can be written in it.
-            created: info.created.format(&Rfc3339).unwrap_or_default(),
+            created: info
+                .created
+                .to_offset(UtcOffset::UTC)
+                .format(&Rfc3339)
+                .unwrap_or_default(),
         }
     }
 }
@@ -41,6 +47,8 @@ impl fmt::Display for StreamId {
 pub enum StreamError {
     #[error("JetStream does not answer: {0}")]
     Unavailable(String),
+    #[error("JetStream refuses to create stream `{name}`: {error}")]
+    Refused { name: String, error: String },
     /// The stream exists and does not hold the events, or would lose some.
     #[error("stream `{name}` does not fit: {}", list(.differences))]
     Unfit {
@@ -90,12 +98,17 @@ pub async fn open_stream(
 ) -> Result<Stream, StreamError> {
     let name = &messaging.jetstream.stream_name;
     let Some(stream) = find_stream(jetstream, name).await? else {
-        let stream = jetstream
-            .create_stream(wanted(messaging))
-            .await
-            .map_err(|error| {
-                StreamError::Unavailable(format!("cannot create stream `{name}`: {error}"))
-            })?;
+        let stream =
+            jetstream
+                .create_stream(wanted(messaging))
+                .await
+                .map_err(|error| match error.kind() {
+                    CreateStreamErrorKind::TimedOut => StreamError::Unavailable(error.to_string()),
+                    _ => StreamError::Refused {
+                        name: name.clone(),
+                        error: error.to_string(),
+                    },
+                })?;
         info!(stream = name, "stream created");
         return Ok(stream);
     };

@@ -23,8 +23,8 @@ pub struct Batch {
     pub dead_letters: Vec<DeadLetter>,
     /// Bytes of the messages, payloads and headers.
     pub bytes: usize,
-    /// Where the last message's acknowledgement goes; `None` when no message of
-    /// the range is left in the stream.
+    /// Where the last acknowledgement goes; `None` when there is no message to
+    /// acknowledge.
     pub ack: Option<Subject>,
 }
 
@@ -43,7 +43,9 @@ impl Batch {
         self.events.extend(decoded.events);
         self.dead_letters.extend(decoded.dead_letters);
         self.bytes += message.size();
-        self.ack = Some(message.reply.clone());
+        if message.reply.is_some() {
+            self.ack.clone_from(&message.reply);
+        }
     }
 
     fn rows(&self) -> usize {

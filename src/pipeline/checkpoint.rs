@@ -8,13 +8,13 @@
 use std::time::Duration;
 
 use async_nats::jetstream::kv::{CreateErrorKind, Entry, Operation, Store, UpdateErrorKind};
+use async_nats::jetstream::stream::StorageType;
 use async_nats::jetstream::{self, kv};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::decode::Message;
-use crate::config::JetStream;
 use crate::nats::StreamId;
 
 /// The bucket; a record's key is stream and consumer.
@@ -129,8 +129,27 @@ pub enum CheckpointError {
     /// NATS did not answer, or not with what is needed.
     #[error("cannot reach the checkpoint: {0}")]
     Unavailable(String),
+    #[error(
+        "bucket `{BUCKET}` is in memory or forgets with age, and a lost checkpoint is events twice: \
+         make it again with file storage and no max_age"
+    )]
+    Forgetful,
     #[error("the checkpoint `{key}` in bucket `{BUCKET}` cannot be read: {error}")]
     Corrupt { key: String, error: String },
+}
+
+/// Who takes the record over, and for what.
+#[derive(Debug)]
+pub struct Claim<'a> {
+    /// This instance.
+    pub owner: &'a str,
+    /// It had taken the record over before, in the life of this process.
+    pub had_it: bool,
+    pub stream: StreamId,
+    /// The durable consumer's name.
+    pub consumer: &'a str,
+    /// The last sequence of the stream now.
+    pub last_sequence: u64,
 }
 
 /// The record, as this instance owns it.
@@ -160,20 +179,33 @@ impl Recorded {
 }
 
 impl Checkpoint {
-    /// Takes the record over for `owner`, or makes it. From now on every other
-    /// instance that writes it fails.
+    /// Takes the record over, or makes it. From now on every other instance that
+    /// writes it fails.
     ///
-    /// `last_sequence` is the last sequence of the stream now.
-    pub async fn take_over(
-        store: Store,
-        consumer: &str,
-        owner: &str,
-        stream: StreamId,
-        last_sequence: u64,
-    ) -> Result<Self, CheckpointError> {
+    /// # Errors
+    /// [`CheckpointError::Fenced`] when `claim` says that this instance had taken
+    /// it over before, and another has it now.
+    pub async fn take_over(store: Store, claim: Claim<'_>) -> Result<Self, CheckpointError> {
+        let Claim {
+            owner,
+            had_it,
+            stream,
+            consumer,
+            last_sequence,
+        } = claim;
         let key = key(&stream.name, consumer);
         loop {
             let found = read(&store, &key).await?;
+            if let Some((record, _)) = &found
+                && record.owner != owner
+            {
+                if had_it {
+                    return Err(CheckpointError::Fenced {
+                        owner: record.owner.clone(),
+                    });
+                }
+                info!(previous_owner = record.owner, "taking the checkpoint over");
+            }
             let (record, expected) = match found {
                 None => (Record::new(owner, &stream), None),
                 Some((record, revision)) => (
@@ -293,20 +325,26 @@ impl Checkpoint {
     }
 }
 
-/// Opens the bucket, and makes it when it is missing.
+/// Opens the bucket, and makes it when it is missing: on disk, and with as many
+/// copies as the stream that it speaks of.
 pub async fn open_bucket(
     jetstream: &jetstream::Context,
-    config: &JetStream,
+    num_replicas: usize,
 ) -> Result<Store, CheckpointError> {
     if let Ok(store) = jetstream.get_key_value(BUCKET).await {
+        let config = &store.stream.cached_info().config;
+        if config.storage != StorageType::File || !config.max_age.is_zero() {
+            return Err(CheckpointError::Forgetful);
+        }
         return Ok(store);
     }
     let bucket = kv::Config {
         bucket: BUCKET.to_owned(),
         description: "What analytics-server has stored, by stream and consumer".to_owned(),
         history: 1,
-        storage: crate::nats::storage_type(config.storage_type),
-        num_replicas: config.num_replicas.get(),
+        // Whatever the stream's: a checkpoint that NATS forgets is events twice.
+        storage: StorageType::File,
+        num_replicas,
         ..Default::default()
     };
     jetstream

@@ -24,8 +24,8 @@ pub struct Message {
     pub subject: Subject,
     pub headers: HeaderMap,
     pub payload: Bytes,
-    /// Where the acknowledgement goes.
-    pub reply: Subject,
+    /// Where the acknowledgement goes; `None` for one that was fetched by request.
+    pub reply: Option<Subject>,
 }
 
 impl Message {
@@ -265,7 +265,7 @@ mod tests {
             subject: subject.into(),
             headers: HeaderMap::new(),
             payload: payload.into(),
-            reply: "reply".into(),
+            reply: None,
         }
     }
 

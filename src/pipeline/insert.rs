@@ -1,12 +1,14 @@
 //! Sending a batch to ClickHouse until it says that it has it.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use tracing::{info, warn};
 
+use super::Progress;
 use super::batch::Batch;
+use crate::clickhouse::ClickHouse;
 use crate::clickhouse::native::Block;
-use crate::clickhouse::{ClickHouse, InsertError};
 use crate::retry::Retry;
 use crate::{dead_letter, event};
 
@@ -45,20 +47,14 @@ impl Insert {
         }
     }
 
-    pub fn rows(&self) -> usize {
-        self.events.as_ref().map_or(0, |block| block.rows)
-    }
-
-    pub fn dead_letters(&self) -> usize {
-        self.dead_letters.as_ref().map_or(0, |block| block.rows)
-    }
-
     /// Returns once ClickHouse has everything. Dead letters go first: their
     /// range must not be committed without them.
-    pub async fn send(&self, clickhouse: &ClickHouse) {
+    pub async fn send(&self, clickhouse: &ClickHouse, progress: &Progress) {
         let started = Instant::now();
         if let Some(block) = &self.dead_letters {
-            self.insert(clickhouse, "dead_letters", block).await;
+            self.insert(clickhouse, "dead_letters", block, progress)
+                .await;
+            progress.dead_letters.fetch_add(block.rows as u64, Relaxed);
             warn!(
                 first = self.first,
                 last = self.last,
@@ -66,11 +62,14 @@ impl Insert {
                 "dead letters stored"
             );
         }
+        let rows = self.events.as_ref().map_or(0, |block| block.rows);
         if let Some(block) = &self.events {
-            self.insert(clickhouse, "analytics_events", block).await;
+            self.insert(clickhouse, "analytics_events", block, progress)
+                .await;
+            progress.stored.fetch_add(rows as u64, Relaxed);
         }
         info!(
-            rows = self.rows(),
+            rows,
             first = self.first,
             last = self.last,
             bytes = self.bytes,
@@ -82,21 +81,29 @@ impl Insert {
     /// Same bytes, same token, until it works: ClickHouse drops what it has. An
     /// error that is not about the data passes, and one that seems to be must not
     /// lose any.
-    async fn insert(&self, clickhouse: &ClickHouse, table: &str, block: &Block) {
+    async fn insert(
+        &self,
+        clickhouse: &ClickHouse,
+        table: &str,
+        block: &Block,
+        progress: &Progress,
+    ) {
         let mut retry = Retry::new();
         while let Err(error) = clickhouse.insert(table, block, &self.token).await {
             if retry.is_news(&error) {
-                let unknown = matches!(error, InsertError::Unknown(_));
                 warn!(
                     %error,
-                    unknown,
                     table,
                     batch.first = self.first,
                     batch.rows = block.rows,
                     "insert failed, retrying"
                 );
             }
+            progress.held_up(Some(format!("insert into {table} fails: {error}")));
             retry.pause().await;
+        }
+        if retry.had_failed() {
+            progress.held_up(None);
         }
     }
 }

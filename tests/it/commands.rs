@@ -2,6 +2,7 @@
 
 use std::process::Output;
 
+use crate::support::clickhouse::free_port;
 use crate::support::daemon::{self, Daemon};
 use crate::support::{World, eventually};
 
@@ -270,29 +271,108 @@ async fn logs_can_be_json_and_never_hold_a_payload() {
 async fn health_follows_the_servers() {
     let mut world = World::new().await;
     let daemon = world.daemon("flush_interval_seconds: 0.1");
-    let address = daemon.address().await;
-    let health = async || {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut connection = tokio::net::TcpStream::connect(&address).await.ok()?;
-        connection
-            .write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            .await
-            .ok()?;
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer).await.ok()?;
-        Some(answer)
+    let health = async |expected: [&str; 2]| {
+        let address = daemon.address().await;
+        eventually(expected[1], async || {
+            let answer = health_of(&address).await?;
+            expected
+                .iter()
+                .all(|part| answer.contains(part))
+                .then_some(())
+        })
+        .await;
     };
-    eventually("the daemon is healthy", async || {
-        health().await.filter(|answer| {
-            answer.starts_with("HTTP/1.1 200") && answer.contains(r#""status":"healthy""#)
-        })
-    })
+    health(["HTTP/1.1 200", r#""status":"healthy""#]).await;
+
+    world
+        .clickhouse()
+        .query("RENAME TABLE analytics_events TO elsewhere")
+        .execute()
+        .await
+        .unwrap();
+    world
+        .publish("app.start", vec![0x0a, 3, 0x0a, 1, b'a'])
+        .await;
+    health([
+        "HTTP/1.1 503",
+        "insert into analytics_events fails: Code: 60.",
+    ])
     .await;
+    world
+        .clickhouse()
+        .query("RENAME TABLE elsewhere TO analytics_events")
+        .execute()
+        .await
+        .unwrap();
+    health(["HTTP/1.1 200", r#""stored":1"#]).await;
+
     world.nats.kill();
-    eventually("the daemon is unhealthy", async || {
-        health().await.filter(|answer| {
-            answer.starts_with("HTTP/1.1 503") && answer.contains(r#""nats":"connection lost""#)
-        })
+    health(["HTTP/1.1 503", r#""nats":"connection lost""#]).await;
+}
+
+async fn health_of(address: &str) -> Option<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let mut connection = tokio::net::TcpStream::connect(address).await.ok()?;
+    let request = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    connection.write_all(request).await.ok()?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.ok()?;
+    Some(answer)
+}
+
+#[tokio::test]
+async fn serve_refuses_a_table_that_would_count_a_repeat_again() {
+    let world = World::new().await;
+    let config = world.config("", "");
+    assert_eq!(text(&daemon::run(&config, &["migrate"]).await).0, Some(0));
+    world
+        .clickhouse()
+        .query("CREATE TABLE mine (date Date) ENGINE = MergeTree ORDER BY date")
+        .execute()
+        .await
+        .unwrap();
+    let (code, _, stderr) = text(&daemon::run(&config, &["serve"]).await);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(
+        stderr.contains("table `mine` would count a repeated insert again"),
+        "{stderr}"
+    );
+}
+
+#[tokio::test]
+async fn serve_runs_clickhouse_itself_where_it_is_embedded() {
+    let world = World::new().await;
+    let port = free_port();
+    let config = world.embedded_config(port);
+    let daemon = Daemon::start_with(&config, &[], "info");
+    let (code, _, stderr) =
+        text(&daemon::run(&config, &["send", "--count", "50", "--wait", "150"]).await);
+    assert_eq!(code, Some(0), "{stderr}");
+    let count = ["query", "SELECT count() FROM analytics_events"];
+    assert_eq!(text(&daemon::run(&config, &count).await).1, "50\n");
+
+    // A second one on the same port must not write into the first one's ClickHouse.
+    let (code, _, stderr) = text(&daemon::run(&config, &["serve"]).await);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(
+        stderr.contains(&format!("port {port} is taken")),
+        "{stderr}"
+    );
+
+    // Killed, it leaves no ClickHouse behind; started again, it has its data.
+    daemon.kill();
+    eventually("the port is free", async || {
+        tokio::net::TcpListener::bind(("127.0.0.1", port))
+            .await
+            .ok()
+            .map(drop)
     })
     .await;
+    let daemon = Daemon::start_with(&config, &[], "info");
+    daemon.logs("checkpoint taken over").await;
+    assert_eq!(text(&daemon::run(&config, &count).await).1, "50\n");
+    let (status, log) = daemon.stop().await;
+    assert!(status.success(), "{log}");
+    assert_eq!(text(&daemon::run(&config, &count).await).0, Some(69));
 }

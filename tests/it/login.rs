@@ -48,6 +48,14 @@ async fn user_and_password() {
 }
 
 #[tokio::test]
+async fn user_and_password_in_the_address() {
+    let nats = Nats::start_with(&["--user", "ann", "--pass", "s3cret"]).await;
+    let world = World::with_nats(nats);
+    let address = world.nats.url().replace("nats://", "nats://ann:s3cret@");
+    events_flow(&world, &format!("nats_url: '{address}'"), "s3cret").await;
+}
+
+#[tokio::test]
 async fn a_wrong_password_is_said_and_not_shown() {
     let nats = Nats::start_with(&["--user", "ann", "--pass", "s3cret"]).await;
     let world = World::with_nats(nats);
@@ -55,7 +63,7 @@ async fn a_wrong_password_is_said_and_not_shown() {
     let daemon = Daemon::start_with(&config, &[], "trace");
     daemon.logs("authorization violation").await;
     let checked = daemon::run(&config, &["check"]).await;
-    assert_eq!(checked.status.code(), Some(69));
+    assert_eq!(checked.status.code(), Some(1));
     assert!(text(&checked.stdout).contains("authorization violation"));
     assert!(!daemon.log().contains("wr0ng"));
 }
@@ -122,33 +130,39 @@ fn jwt(issuer: &KeyPair, subject: &KeyPair, nats: Value) -> String {
 #[tokio::test]
 async fn credentials_file() {
     let dir = tempfile::tempdir().unwrap();
-    let (operator, account, user) = (
-        KeyPair::new_operator(),
-        KeyPair::new_account(),
-        KeyPair::new_user(),
-    );
+    let (operator, user) = (KeyPair::new_operator(), KeyPair::new_user());
+    // JetStream wants a system account, which has no storage, beside the one that
+    // events are in.
+    let (account, system) = (KeyPair::new_account(), KeyPair::new_account());
     let operator_jwt = jwt(
         &operator,
         &operator,
         json!({"type": "operator", "version": 2}),
     );
-    let limits = json!({
-        "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true,
-        "conn": -1, "leaf": -1, "mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1,
-    });
-    let account_jwt = jwt(
-        &operator,
-        &account,
-        json!({"type": "account", "version": 2, "limits": limits}),
-    );
+    let account_jwt = |account, storage: i64| {
+        let limits = json!({
+            "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true,
+            "conn": -1, "leaf": -1, "mem_storage": storage, "disk_storage": storage, "streams": -1,
+            "consumer": -1,
+        });
+        jwt(
+            &operator,
+            account,
+            json!({"type": "account", "version": 2, "limits": limits}),
+        )
+    };
     let user_jwt = jwt(
         &account,
         &user,
         json!({"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1}),
     );
     let server = format!(
-        "operator: {operator_jwt}\nresolver: MEMORY\nresolver_preload: {{ {}: {account_jwt} }}\n",
-        account.public_key()
+        "operator: {operator_jwt}\nresolver: MEMORY\nsystem_account: {system}\n\
+         resolver_preload: {{ {account}: {account_jwt}, {system}: {system_jwt} }}\n",
+        account = account.public_key(),
+        account_jwt = account_jwt(&account, -1),
+        system = system.public_key(),
+        system_jwt = account_jwt(&system, 0),
     );
     let seed = user.seed().unwrap();
     let credentials = format!(

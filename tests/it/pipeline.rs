@@ -85,10 +85,7 @@ async fn a_stop_stores_and_acknowledges_what_is_held() {
 
     let (status, log) = daemon.stop().await;
     assert!(status.success(), "{log}");
-    assert!(
-        log.contains("stopped received=1 stored=1 dead_letters=0"),
-        "{log}"
-    );
+    assert!(log.contains("stopped stored=1 dead_letters=0"), "{log}");
     world.settled(1, 0).await;
 }
 
@@ -278,4 +275,72 @@ async fn overlapping_subjects_are_one_stream() {
         ["fechatter.analytics.>"]
     );
     assert!(stream.cached_info().config.allow_direct);
+}
+
+#[tokio::test]
+async fn a_header_that_the_client_library_refuses_stops_nothing() {
+    use std::io::{Read, Write};
+
+    let world = World::new().await;
+    let daemon = world.daemon("flush_interval_seconds: 0.1");
+    daemon.logs("checkpoint taken over").await;
+    world.publish("app.start", event("before")).await;
+
+    // As bytes, since the library does not send such a header either.
+    let id = Uuid::new_v4();
+    let headers = [
+        b"NATS/1.0\r\nX: \xff\r\nNats-Msg-Id: ".as_slice(),
+        id.to_string().as_bytes(),
+        b"\r\n\r\n",
+    ]
+    .concat();
+    let payload = event("odd header");
+    let total = headers.len() + payload.len();
+    let command = format!(
+        "HPUB fechatter.analytics.app.start {} {total}\r\n",
+        headers.len()
+    );
+    let mut connection =
+        std::net::TcpStream::connect(world.nats.url().trim_start_matches("nats://")).unwrap();
+    connection
+        .write_all(b"CONNECT {\"headers\":true,\"verbose\":false}\r\n")
+        .unwrap();
+    connection
+        .write_all(&[command.as_bytes(), &headers, &payload, b"\r\nPING\r\n"].concat())
+        .unwrap();
+    let mut answer = String::new();
+    while !answer.contains("PONG") {
+        let mut bytes = [0; 4096];
+        let count = connection.read(&mut bytes).unwrap();
+        answer.push_str(&String::from_utf8_lossy(&bytes[..count]));
+    }
+
+    for _ in 0..5 {
+        world.publish("app.start", event("after")).await;
+    }
+    world.settled(7, 0).await;
+    let rows = world
+        .rows(
+            "SELECT toString(event_id) AS id FROM analytics_events WHERE client_id = 'odd header'",
+        )
+        .await;
+    assert_eq!(rows[0]["id"], id.to_string());
+}
+
+#[tokio::test]
+async fn of_two_instances_the_second_works_and_the_first_ends() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let mut first = Daemon::start(&config);
+    first.logs("checkpoint taken over").await;
+    let second = Daemon::start(&config);
+    second.logs("checkpoint taken over").await;
+    for _ in 0..10 {
+        world.publish("app.start", event("a")).await;
+    }
+    assert_eq!(first.ended().await.code(), Some(1));
+    assert!(first.log().contains("has taken over"), "{}", first.log());
+    world.settled(10, 0).await;
+    let (status, log) = second.stop().await;
+    assert!(status.success(), "{log}");
 }

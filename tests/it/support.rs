@@ -73,15 +73,27 @@ impl World {
     /// of the sections of these names, in YAML's short form.
     pub fn config(&self, analytics: &str, messaging: &str) -> PathBuf {
         let path = self.dir.path().join("analytics.yml");
+        let nats_url = match messaging.contains("nats_url") {
+            true => String::new(),
+            false => format!("nats_url: '{}', ", self.nats.url()),
+        };
         let text = format!(
             "server: {{port: 0, db_url: '{}', db_name: {}, base_dir: '{}'}}\n\
-             integrations: {{messaging: {{nats_url: '{}', {messaging}}}}}\n\
+             integrations: {{messaging: {{{nats_url}{messaging}}}}}\n\
              features: {{analytics: {{{analytics}}}}}\n",
             clickhouse::url(),
             self.database,
             self.dir.path().join("data").display(),
-            self.nats.url(),
         );
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// A configuration file with a ClickHouse that `serve` runs itself.
+    pub fn embedded_config(&self, port: u16) -> PathBuf {
+        let path = self.config("flush_interval_seconds: 0.1", "");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let text = text.replace(clickhouse::url(), &format!("embedded:{port}"));
         std::fs::write(&path, text).unwrap();
         path
     }

@@ -10,7 +10,7 @@ fn message(sequence: u64) -> Message {
         subject: "s".into(),
         headers: HeaderMap::new(),
         payload: vec![0; 9].into(),
-        reply: format!("ack.{sequence}").into(),
+        reply: Some(format!("ack.{sequence}").into()),
     }
 }
 

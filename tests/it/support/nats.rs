@@ -25,9 +25,15 @@ impl Nats {
         let dir = tempfile::tempdir().unwrap();
         let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
         // -1: any free port, which the server then writes into a file.
-        let child = spawn(&dir, "-1", &options);
+        let mut child = spawn(&dir, "-1", &options);
         let ports = dir.path().join(format!("nats-server_{}.ports", child.id()));
-        let port = eventually("nats-server listens", async || port_of(&ports)).await;
+        let log = dir.path().join("nats.log");
+        let port = eventually("nats-server listens", async || {
+            let ended = child.try_wait().unwrap();
+            assert_eq!(ended, None, "{}", std::fs::read_to_string(&log).unwrap());
+            port_of(&ports)
+        })
+        .await;
         Self {
             child,
             dir,
