@@ -171,11 +171,8 @@ impl Pipeline {
             let recorded = checkpoint.in_flight().last().map(|range| range.last);
             recorded.unwrap_or(committed + 1)
         };
-        let settings = consume::Settings {
-            name: messaging.jetstream.consumer_name.clone(),
-            subjects: nats::covering_set(messaging.subjects.all()),
-            max_payload: self.nats.server_info().max_payload,
-        };
+        let max_payload = self.nats.server_info().max_payload;
+        let settings = consume::Settings::new(messaging, max_payload);
         let analytics = &self.config.features.analytics;
         let limits = Limits {
             rows: analytics.batch_size.get(),

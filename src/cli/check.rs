@@ -15,6 +15,7 @@ use crate::clickhouse::schema;
 use crate::config::{Config, Database, Messaging};
 use crate::nats::{self, ConnectError, StreamError, StreamId};
 use crate::pipeline::checkpoint;
+use crate::pipeline::consume::{self, Settings};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -22,7 +23,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Make what is missing: the stream, the database, its tables and views
+    /// Make what is missing: the stream, the consumer, the database, its tables and views
     #[arg(long)]
     repair: bool,
 }
@@ -33,9 +34,9 @@ struct Finding {
     name: &'static str,
     status: Status,
     detail: String,
-    /// What to do about it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    remedy: Option<String>,
+    /// What to do about it; empty where that is nothing, or not known.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    remedy: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -81,7 +82,7 @@ struct Report {
 
 impl Report {
     fn ok(&mut self, name: &'static str, detail: impl Into<String>) {
-        self.add(name, Status::Ok, detail, None);
+        self.add(name, Status::Ok, detail, "");
     }
 
     fn add(
@@ -89,13 +90,13 @@ impl Report {
         name: &'static str,
         status: Status,
         detail: impl Into<String>,
-        remedy: Option<String>,
+        remedy: impl Into<String>,
     ) {
         self.findings.push(Finding {
             name,
             status,
             detail: detail.into(),
-            remedy,
+            remedy: remedy.into(),
         });
     }
 
@@ -122,7 +123,7 @@ impl Report {
         } in &self.findings
         {
             writeln!(stdout, "{status:<12} {name:<14} {detail}")?;
-            if let Some(remedy) = remedy {
+            if !remedy.is_empty() {
                 writeln!(stdout, "{:<12} {:<14} → {remedy}", "", "")?;
             }
         }
@@ -147,23 +148,13 @@ async fn check_nats(messaging: &Messaging, repair: bool, report: &mut Report) {
         Err(error @ ConnectError::Unreachable { .. }) => {
             let remedy =
                 "start NATS with `nats-server --jetstream`, or set integrations.messaging.nats_url";
-            report.add(
-                "nats",
-                Status::Unreachable,
-                error.to_string(),
-                Some(remedy.to_owned()),
-            );
+            report.add("nats", Status::Unreachable, error.to_string(), remedy);
             return;
         }
         Err(error) => {
             let remedy =
                 "set username and password, token or credentials_file in integrations.messaging";
-            report.add(
-                "nats",
-                Status::Failed,
-                error.to_string(),
-                Some(remedy.to_owned()),
-            );
+            report.add("nats", Status::Failed, error.to_string(), remedy);
             return;
         }
     };
@@ -175,17 +166,17 @@ async fn check_nats(messaging: &Messaging, repair: bool, report: &mut Report) {
     let jetstream = jetstream::new(client);
     if let Err(error) = jetstream.query_account().await {
         let remedy = "enable JetStream: `nats-server --jetstream`, or `jetstream {}` in its configuration and for the account";
-        report.add(
-            "jetstream",
-            Status::Failed,
-            error.to_string(),
-            Some(remedy.to_owned()),
-        );
+        report.add("jetstream", Status::Failed, error.to_string(), remedy);
         return;
     }
     report.ok("jetstream", "enabled");
 
     if let Some(stream) = check_stream(&jetstream, messaging, repair, report).await {
+        if repair {
+            let max_payload = jetstream.client().server_info().max_payload;
+            let settings = Settings::new(messaging, max_payload);
+            repair_consumer(&jetstream, &stream, &settings, report).await;
+        }
         check_consumer(&jetstream, &stream, messaging, report).await;
     }
 }
@@ -202,7 +193,7 @@ async fn check_stream(
         && let Err(error @ StreamError::Refused { .. }) =
             nats::open_stream(jetstream, messaging).await
     {
-        report.add("stream", Status::Failed, error.to_string(), None);
+        report.add("stream", Status::Failed, error.to_string(), "");
         return None;
     }
     let stream = match nats::find_stream(jetstream, name).await {
@@ -214,12 +205,12 @@ async fn check_stream(
                 "stream",
                 Status::Failed,
                 format!("`{name}` does not exist"),
-                Some(remedy.to_owned()),
+                remedy,
             );
             return None;
         }
         Err(error) => {
-            report.add("stream", Status::Failed, error.to_string(), None);
+            report.add("stream", Status::Failed, error.to_string(), "");
             return None;
         }
     };
@@ -242,9 +233,30 @@ async fn check_stream(
             "`{name}`: {} is {}, should be {}",
             difference.setting, difference.is, difference.should_be
         );
-        report.add("stream", status, detail, Some(difference.remedy));
+        report.add("stream", status, detail, difference.remedy);
     }
     Some(stream)
+}
+
+/// Makes the consumer where it is missing, at the checkpoint: so that lag can be
+/// watched before the daemon runs, which puts it in place itself.
+async fn repair_consumer(
+    jetstream: &jetstream::Context,
+    stream: &Stream,
+    settings: &Settings,
+    report: &mut Report,
+) {
+    if stream.consumer_info(&settings.name).await.is_ok() {
+        return;
+    }
+    let id = StreamId::of(stream);
+    let committed = match checkpoint::peek(jetstream, &id.name, &settings.name).await {
+        Ok(Some(record)) if record.stream_created == id.created => record.committed,
+        _ => 0,
+    };
+    if let Err(error) = consume::create(stream, settings, committed).await {
+        report.add("consumer", Status::Failed, error.to_string(), "");
+    }
 }
 
 /// The consumer and the checkpoint, which together say how far the daemon is.
@@ -266,12 +278,11 @@ async fn check_consumer(
         Err(error) => {
             let missing = error.kind() == ConsumerInfoErrorKind::NotFound;
             if missing {
-                let remedy =
-                    "nothing to do: `analytics-server serve` puts it in place at its checkpoint";
+                let remedy = "`analytics-server serve` puts it in place, and so does `analytics-server check --repair`";
                 let detail = format!("`{name}` does not exist yet");
-                report.add("consumer", Status::Warning, detail, Some(remedy.to_owned()));
+                report.add("consumer", Status::Warning, detail, remedy);
             } else {
-                report.add("consumer", Status::Failed, error.to_string(), None);
+                report.add("consumer", Status::Failed, error.to_string(), "");
             }
         }
     }
@@ -283,7 +294,7 @@ async fn check_consumer(
         Ok(Some(record)) if record.stream_created != StreamId::of(stream).created => {
             let detail =
                 "it is of a stream that was deleted: the daemon starts at the new one's beginning";
-            report.add("checkpoint", Status::Warning, detail, None);
+            report.add("checkpoint", Status::Warning, detail, "");
         }
         Ok(Some(record)) => {
             let detail = format!(
@@ -294,7 +305,7 @@ async fn check_consumer(
             );
             report.ok("checkpoint", detail);
         }
-        Err(error) => report.add("checkpoint", Status::Failed, error.to_string(), None),
+        Err(error) => report.add("checkpoint", Status::Failed, error.to_string(), ""),
     }
 }
 
@@ -323,12 +334,12 @@ async fn check_clickhouse(config: &Config, repair: bool, report: &mut Report) {
                 )
             };
             let detail = format!("{}: {}", clickhouse.address(), describe(&error));
-            report.add("clickhouse", status, detail, Some(remedy.to_owned()));
+            report.add("clickhouse", status, detail, remedy);
             return;
         }
     }
     if repair && let Err(error) = super::migrate::apply(&clickhouse, config).await {
-        report.add("schema", Status::Failed, error.to_string(), None);
+        report.add("schema", Status::Failed, error.to_string(), "");
         return;
     }
     check_schema(&clickhouse, report).await;
@@ -342,7 +353,7 @@ async fn check_schema(clickhouse: &ClickHouse, report: &mut Report) {
             .filter(|(_, state)| *state == State::Pending)
             .count(),
         Err(error) => {
-            report.add("schema", Status::Failed, error.to_string(), None);
+            report.add("schema", Status::Failed, error.to_string(), "");
             return;
         }
     };
@@ -350,7 +361,7 @@ async fn check_schema(clickhouse: &ClickHouse, report: &mut Report) {
         let remedy =
             "`analytics-server migrate` applies them, and so does `analytics-server serve`";
         let detail = format!("database `{database}`: {pending} migrations are not applied");
-        report.add("schema", Status::Failed, detail, Some(remedy.to_owned()));
+        report.add("schema", Status::Failed, detail, remedy);
         return;
     }
     report.ok("schema", format!("database `{database}` is up to date"));
@@ -365,9 +376,9 @@ async fn check_schema(clickhouse: &ClickHouse, report: &mut Report) {
                     "table `{}` would count a repeated insert again",
                     table.table
                 );
-                report.add("deduplication", Status::Failed, detail, Some(table.remedy));
+                report.add("deduplication", Status::Failed, detail, table.remedy);
             }
         }
-        Err(error) => report.add("deduplication", Status::Failed, describe(&error), None),
+        Err(error) => report.add("deduplication", Status::Failed, describe(&error), ""),
     }
 }

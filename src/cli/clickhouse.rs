@@ -2,7 +2,7 @@
 
 use std::env;
 use std::io::{self, ErrorKind, Read};
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 
 use anyhow::{Context, bail};
 use secrecy::SecretString;
@@ -67,15 +67,20 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
         Err(error) => return Err(error).context(format!("cannot listen on {address}")),
     };
-    let engine = Engine::open(library, args.path.clone()).await?;
-    enter_user_files(&args.path)?;
-    info!(address = %listener.local_addr()?, version = engine.about().version, "listening");
+    let (library, path) = (absolute(library)?, absolute(args.path)?);
+    enter_user_files(&path)?;
+    let engine = Engine::open(library, path).await?;
+    info!(
+        address = %listener.local_addr()?,
+        version = engine.about().version,
+        "embedded ClickHouse listens"
+    );
     let credentials = Credentials {
         user: args.user,
         password: args.password,
     };
     serve(listener, engine, credentials, shutdown).await?;
-    info!("stopped");
+    info!("embedded ClickHouse stopped");
     Ok(())
 }
 
@@ -102,12 +107,13 @@ fn stop_with_parent(shutdown: CancellationToken) {
 }
 
 /// Relative names in `file()` are the working directory's in libchdb; ClickHouse puts
-/// them into the data directory, and so does this.
+/// them into the data directory, and so does this. Before the engine is opened, which
+/// would also read a `config.xml` that it finds in the working directory.
 fn enter_user_files(path: &Path) -> anyhow::Result<()> {
     let directory = path.join("user_files");
     std::fs::create_dir_all(&directory)
         .and_then(|()| env::set_current_dir(&directory))
-        .with_context(|| format!("cannot use directory `{}`", directory.display()))
+        .with_context(|| format!("cannot use directory `{}`", path.display()))
 }
 
 fn find_library() -> anyhow::Result<PathBuf> {

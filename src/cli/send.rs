@@ -65,8 +65,13 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
     if !args.json {
         writeln!(
             stdout,
-            "published {} events in {:.3} s, sequences {} to {} of stream {}",
+            "published {} {} in {:.3} s, sequences {} to {} of stream {}",
             sent.ids.len(),
+            if sent.ids.len() == 1 {
+                "event"
+            } else {
+                "events"
+            },
             took.as_secs_f64(),
             sent.first,
             sent.last,

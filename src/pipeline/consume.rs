@@ -8,7 +8,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{ConsumerErrorKind, Stream};
 use async_nats::jetstream::{self, ErrorCode};
@@ -20,6 +20,8 @@ use time::OffsetDateTime;
 use tracing::debug;
 
 use super::decode::Message;
+use crate::config::Messaging;
+use crate::nats::covering_set;
 
 /// Messages asked for at a time. A few times as many can be on their way, which
 /// must be less than what a subscription holds (65,536), or some would be dropped.
@@ -57,6 +59,16 @@ pub struct Settings {
     pub subjects: Vec<String>,
     /// The largest payload that NATS takes, in bytes.
     pub max_payload: usize,
+}
+
+impl Settings {
+    pub fn new(messaging: &Messaging, max_payload: usize) -> Self {
+        Self {
+            name: messaging.jetstream.consumer_name.clone(),
+            subjects: covering_set(messaging.subjects.all()),
+            max_payload,
+        }
+    }
 }
 
 /// What comes next.
@@ -201,11 +213,7 @@ impl Consumer {
                 _ => return Err(failed(error.to_string())),
             }
         }
-        let consumer = self
-            .stream
-            .create_consumer(config(&self.settings, self.last))
-            .await
-            .map_err(|error| failed(error.to_string()))?;
+        let consumer = create(&self.stream, &self.settings, self.last).await?;
         let pending = consumer.cached_info().num_pending;
         let stream = consumer
             .stream()
@@ -333,6 +341,21 @@ fn readable_headers(raw: &[u8]) -> HeaderMap {
 /// Nanoseconds since the Unix epoch, which reach to the year 2262.
 fn nanoseconds(time: OffsetDateTime) -> i64 {
     i64::try_from(time.unix_timestamp_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Makes the durable, which must be missing, to read after the sequence `last`.
+pub async fn create(
+    stream: &Stream,
+    settings: &Settings,
+    last: u64,
+) -> Result<PullConsumer, ConsumeError> {
+    stream
+        .create_consumer(config(settings, last))
+        .await
+        .map_err(|error| ConsumeError::Consumer {
+            name: settings.name.clone(),
+            error: error.to_string(),
+        })
 }
 
 /// The durable as it is put in place to read after the sequence `last`.

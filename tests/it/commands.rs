@@ -61,6 +61,8 @@ async fn check_says_what_to_do_until_everything_is_in_place() {
     assert_eq!(code, Some(0), "{stdout}");
     let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(report["ok"], true);
+    let mut checks = report["checks"].as_array().unwrap().iter();
+    assert!(checks.all(|check| check["status"] == "ok"), "{stdout}");
 
     world
         .clickhouse()
@@ -245,6 +247,7 @@ async fn logs_can_be_json_and_never_hold_a_payload() {
         ],
     )
     .await;
+    daemon.logs("batch stored").await;
     let log = daemon.log();
     let lines: Vec<serde_json::Value> = log
         .lines()

@@ -116,6 +116,9 @@ async fn nothing_is_written_beside_the_data_directory() {
     let (directory, elsewhere) = (tempdir().unwrap(), tempdir().unwrap());
     let in_deps = || dependency(&format!("lib/libchdb{DLL_SUFFIX}")).into();
     let library = std::env::var_os("LIBCHDB_PATH").unwrap_or_else(in_deps);
+    // `clickhouse local` would take its settings from here.
+    let stray = "<clickhouse><user_files_path>/nowhere</user_files_path></clickhouse>";
+    std::fs::write(elsewhere.path().join("config.xml"), stray).unwrap();
     let server = Server::spawn(
         command(directory.path(), free_port())
             .current_dir(elsewhere.path())
@@ -130,7 +133,7 @@ async fn nothing_is_written_beside_the_data_directory() {
         assert!(head.starts_with("http/1.1 200"), "{body}");
     }
     server.terminate();
-    assert_eq!(elsewhere.path().read_dir().unwrap().count(), 0);
+    assert_eq!(elsewhere.path().read_dir().unwrap().count(), 1);
     assert!(directory.path().join("user_files/rows.csv").exists());
 }
 
