@@ -4,8 +4,8 @@
 //! batch in the checkpoint, inserts it, commits it and acknowledges it. Between
 //! them stands one batch: when ClickHouse is slow, nothing more is pulled.
 //!
-//! Whatever goes wrong with NATS ends [`run`] with an error, and running it again
-//! goes on at the checkpoint. There is no other way of recovering, so that the
+//! Whatever goes wrong with NATS ends [`Pipeline::run`] with an error, and running it
+//! again goes on at the checkpoint. There is no other way of recovering, so that the
 //! one there is gets used every day.
 
 pub mod batch;

@@ -2,14 +2,14 @@
 //! for the first hour and for tests: ordinary clients cannot tell it from a server.
 //!
 //! A request's path:
-//! - [`http`]: routes and answers;
-//! - [`request`]: what URL, headers and form say;
-//! - [`compression`]: how bodies are packed;
-//! - [`running`]: bodies both ways, between the network and a blocking thread;
-//! - [`execute`]: the request on a connection of its own, in that thread;
-//!   [`statement`] tells how to run a text, [`formats`] how to join streamed pieces;
-//! - [`engine`]: opens, connects, kills, closes; [`libchdb`]: the C functions;
-//! - [`exception`]: what goes wrong, as ClickHouse words it.
+//! - `http`: routes and answers;
+//! - `request`: what URL, headers and form say;
+//! - `compression`: how bodies are packed;
+//! - `running`: bodies both ways, between the network and a blocking thread;
+//! - `execute`: the request on a connection of its own, in that thread;
+//!   `statement` tells how to run a text, `formats` how to join streamed pieces;
+//! - `engine`: opens, connects, kills, closes; `libchdb`: the C functions;
+//! - `exception`: what goes wrong, as ClickHouse words it.
 
 mod compression;
 mod engine;

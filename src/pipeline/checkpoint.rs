@@ -395,3 +395,6 @@ fn to_json(record: &Record) -> Bytes {
     // Strings and numbers cannot fail to become JSON.
     serde_json::to_vec(record).unwrap_or_default().into()
 }
+
+#[cfg(test)]
+mod tests;

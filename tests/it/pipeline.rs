@@ -111,6 +111,29 @@ async fn a_second_signal_ends_the_daemon_at_once() {
 }
 
 #[tokio::test]
+async fn a_stop_while_clickhouse_takes_nothing_leaves_the_batch_for_the_next_start() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    let rename = async |sql: &str| world.clickhouse().query(sql).execute().await.unwrap();
+    rename("RENAME TABLE analytics_events TO elsewhere").await;
+    world.publish("app.start", event("a")).await;
+    daemon.logs("insert failed, retrying").await;
+    let (status, log) = daemon.stop().await;
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(
+        log.contains("they are recorded and go first at the next start"),
+        "{log}"
+    );
+
+    rename("RENAME TABLE elsewhere TO analytics_events").await;
+    let daemon = Daemon::start(&config);
+    daemon.logs("in_flight=1").await;
+    world.settled(1, 0).await;
+}
+
+#[tokio::test]
 async fn odd_messages_stop_nothing_and_none_is_dropped() {
     let world = World::new().await;
     let daemon = world.daemon("flush_interval_seconds: 0.1");

@@ -197,6 +197,17 @@ impl World {
     }
 }
 
+impl Drop for World {
+    /// A server that outlives the tests is left as it was.
+    fn drop(&mut self) {
+        if std::env::var_os("TEST_CLICKHOUSE_URL").is_some() {
+            let drop = format!("DROP DATABASE IF EXISTS {}", self.database);
+            let config = self.config("", "");
+            let _ = daemon::command(&config).args(["query", &drop]).output();
+        }
+    }
+}
+
 /// What a view says, and the same counted from the events.
 const VIEWS: [(&str, &str); 6] = [
     (
