@@ -7,8 +7,8 @@ usage() {
 Usage: scripts/test.sh [-- CARGO_TEST_ARGUMENTS]
 
 Brings the test servers (scripts/deps.sh --tests), then runs all checks to their
-end, whichever of them fails: formatting, lints, tests, the shell scripts, and
-the dependencies' licences and advisories.
+end, whichever of them fails: formatting, lints, the documentation's links, tests,
+the shell scripts, and the dependencies' licences and advisories.
 
   scripts/test.sh                        everything
   scripts/test.sh -- --test it standby   the checks, and these tests only
@@ -48,6 +48,7 @@ skip() {
 
 check format cargo fmt --check
 check lints cargo clippy --all-targets --locked -- -D warnings
+check docs env RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked
 check tests cargo test --locked "$@"
 
 if [[ -x $deps/venv/bin/shellcheck ]]; then

@@ -110,7 +110,7 @@ pub struct Pipeline {
     progress: Arc<Progress>,
     /// What the checkpoint said at the start of the last run, if it was taken over.
     last_committed: Option<u64>,
-    /// Runs in a row that ended with an error and had stored nothing.
+    /// Runs in a row that ended with an error and had stored nothing of what waited.
     fruitless: u32,
 }
 
@@ -159,8 +159,13 @@ impl Pipeline {
         let checkpoint = Checkpoint::take_over(bucket, claim).await?;
 
         let committed = checkpoint.committed();
-        let fruitless = self.last_committed.replace(committed) == Some(committed);
-        self.fruitless = if fruitless { self.fruitless + 1 } else { 0 };
+        let stood_still = self.last_committed.replace(committed) == Some(committed);
+        let something_waits = info.state.last_sequence > committed;
+        self.fruitless = if stood_still && something_waits {
+            self.fruitless + 1
+        } else {
+            0
+        };
         let careful_until = if self.fruitless < FRUITLESS {
             committed
         } else {

@@ -46,7 +46,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads `path`, or the first file that is found where [`PLACES`] says, or
+    /// Reads `path`, or the first file that is found where `PLACES` says, or
     /// takes the defaults when there is none; then applies the overrides of
     /// [`ENVIRONMENT`], looked up through `env`. Returns the path that was read, too.
     pub fn load(
