@@ -11,7 +11,7 @@ end, whichever of them fails: formatting, lints, the documentation's links, test
 the shell scripts, and the dependencies' licences and advisories.
 
   scripts/test.sh                        everything
-  scripts/test.sh -- --test it standby   the checks, and these tests only
+  scripts/test.sh -- --test it pipeline  the checks, and these tests only
 
 TEST_CLICKHOUSE_URL runs the tests against that ClickHouse server instead of
 the embedded engine.
