@@ -11,7 +11,8 @@
 //! | blocks, schema, client | [`clickhouse`] |
 //!
 //! Around it: [`config`] (`analytics.yml`), [`cli`] (a file a command), [`http`]
-//! (health), [`pb`] (the wire contract).
+//! (health), [`pb`] (the wire contract), [`sample`] (made-up events for `send`),
+//! [`retry`] (waiting for a server, and saying so once).
 //!
 //! A step knows its neighbour's type and nothing else; decoding and batching do
 //! no I/O and have no clock. `ARCHITECTURE.md` says why it is exactly once.

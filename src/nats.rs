@@ -14,24 +14,11 @@ use tracing::{debug, info, warn};
 use crate::config::Messaging;
 use crate::retry::Retry;
 
-pub use stream::{
-    Difference, StreamError, StreamId, differences, find_stream, open_stream, storage_type,
-};
+pub use stream::{Difference, StreamError, StreamId, differences, find_stream, open_stream};
 pub use subjects::covering_set;
 
 /// How long a request to JetStream may take before it is tried again.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-
-fn addresses(messaging: &Messaging) -> Result<Vec<ServerAddr>, ConnectError> {
-    let addresses = messaging.nats_url.expose().split(',');
-    addresses
-        .map(|address| address.trim().parse())
-        .collect::<Result<_, io::Error>>()
-        .map_err(|error| ConnectError::Unreachable {
-            address: messaging.nats_url.to_string(),
-            reason: error.to_string(),
-        })
-}
 
 /// Says what happens to a connection after it was made.
 fn log(event: &Event, retry: &mut Retry) {
@@ -41,6 +28,7 @@ fn log(event: &Event, retry: &mut Retry) {
             *retry = Retry::new();
         }
         Event::Disconnected => {
+            // Noted, so that the end of it is said, too.
             retry.is_news(&"lost");
             warn!("connection to NATS lost, reconnecting");
         }
@@ -76,6 +64,15 @@ pub async fn connect(messaging: &Messaging) -> Result<Client, ConnectError> {
             );
             std::future::ready(())
         });
+    let addresses = addresses(messaging)?;
+    // async-nats does not use what stands in an address. The keys below override it.
+    if let Some(user) = addresses.iter().find_map(ServerAddr::username) {
+        let password = addresses.iter().find_map(ServerAddr::password);
+        options = match password {
+            Some(password) => options.user_and_password(user.to_owned(), password.to_owned()),
+            None => options.token(user.to_owned()),
+        };
+    }
     if let (Some(user), password) = (&messaging.username, &messaging.password) {
         let password = password
             .as_ref()
@@ -100,15 +97,6 @@ pub async fn connect(messaging: &Messaging) -> Result<Client, ConnectError> {
             .add_root_certificates(path.clone())
             .require_tls(true);
     }
-    let addresses = addresses(messaging)?;
-    // async-nats does not use what stands in an address.
-    if let Some(user) = addresses.iter().find_map(ServerAddr::username) {
-        let password = addresses.iter().find_map(ServerAddr::password);
-        options = match password {
-            Some(password) => options.user_and_password(user.to_owned(), password.to_owned()),
-            None => options.token(user.to_owned()),
-        };
-    }
     options.connect(addresses).await.map_err(|error| {
         let (address, reason) = (messaging.nats_url.to_string(), error.to_string());
         match error.kind() {
@@ -118,4 +106,15 @@ pub async fn connect(messaging: &Messaging) -> Result<Client, ConnectError> {
             _ => ConnectError::Unreachable { address, reason },
         }
     })
+}
+
+fn addresses(messaging: &Messaging) -> Result<Vec<ServerAddr>, ConnectError> {
+    let addresses = messaging.nats_url.expose().split(',');
+    addresses
+        .map(|address| address.trim().parse())
+        .collect::<Result<_, io::Error>>()
+        .map_err(|error| ConnectError::Unreachable {
+            address: messaging.nats_url.to_string(),
+            reason: error.to_string(),
+        })
 }

@@ -15,7 +15,7 @@ pub mod decode;
 pub mod insert;
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::{Client, Subject};
@@ -84,19 +84,33 @@ pub struct Progress {
 impl Progress {
     /// Why the insert under way does not succeed; `None` when all is well.
     pub fn held_up_by(&self) -> Option<String> {
-        let reason = self
-            .held_up_by
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        reason.clone()
+        self.reason().clone()
     }
 
-    /// Says why an insert does not succeed, or that it has.
-    fn held_up(&self, reason: Option<String>) {
-        *self
-            .held_up_by
+    /// Lets an insert say why it does not succeed, for as long as it is under way.
+    fn hold_up(&self) -> HoldUp<'_> {
+        HoldUp(self)
+    }
+
+    fn reason(&self) -> MutexGuard<'_, Option<String>> {
+        self.held_up_by
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = reason;
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an insert said ends with it, also when it is given up half-way.
+struct HoldUp<'a>(&'a Progress);
+
+impl HoldUp<'_> {
+    fn say(&self, reason: String) {
+        *self.0.reason() = Some(reason);
+    }
+}
+
+impl Drop for HoldUp<'_> {
+    fn drop(&mut self) {
+        *self.0.reason() = None;
     }
 }
 
@@ -340,5 +354,20 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_insert_that_was_given_up_holds_nothing_up() {
+        let progress = Progress::default();
+        let insert = progress.hold_up();
+        insert.say("no such table".to_owned());
+        assert_eq!(progress.held_up_by().as_deref(), Some("no such table"));
+        drop(insert);
+        assert_eq!(progress.held_up_by(), None);
     }
 }

@@ -160,7 +160,7 @@ fn wanted(messaging: &Messaging) -> Config {
     }
 }
 
-pub fn storage_type(storage: Storage) -> StorageType {
+fn storage_type(storage: Storage) -> StorageType {
     match storage {
         Storage::File => StorageType::File,
         Storage::Memory => StorageType::Memory,

@@ -89,6 +89,7 @@ impl Insert {
         progress: &Progress,
     ) {
         let mut retry = Retry::new();
+        let hold_up = progress.hold_up();
         while let Err(error) = clickhouse.insert(table, block, &self.token).await {
             if retry.is_news(&error) {
                 warn!(
@@ -99,11 +100,8 @@ impl Insert {
                     "insert failed, retrying"
                 );
             }
-            progress.held_up(Some(format!("insert into {table} fails: {error}")));
+            hold_up.say(format!("insert into {table} fails: {error}"));
             retry.pause().await;
-        }
-        if retry.had_failed() {
-            progress.held_up(None);
         }
     }
 }
