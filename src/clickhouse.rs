@@ -2,6 +2,7 @@
 //! itself for machines that have no server.
 
 pub mod client;
+pub mod codes;
 pub mod embedded;
 pub mod migrations;
 pub mod native;

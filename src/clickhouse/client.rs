@@ -7,6 +7,7 @@ use clickhouse::query::BytesCursor;
 use clickhouse::{Client, Compression, Row, RowOwned, RowRead};
 use secrecy::ExposeSecret;
 
+use super::codes::{self, Class};
 use super::native::Block;
 use crate::config::{Address, Server};
 
@@ -25,7 +26,11 @@ pub enum InsertError {
     /// Only the same bytes with the same token may be sent again.
     #[error("outcome unknown: {0}")]
     Unknown(String),
-    /// ClickHouse itself answered with an error.
+    /// A row's value is at fault, and nothing of the block is stored.
+    #[error("{0}")]
+    Refused(String),
+    /// ClickHouse answered with an error that is not the data's fault. Part of the
+    /// block may be stored: only the same bytes with the same token may be sent again.
     #[error("{0}")]
     Unavailable(String),
 }
@@ -158,42 +163,16 @@ impl ClickHouse {
     }
 }
 
-/// Whether an error is ClickHouse's own answer, which always starts with its code.
 fn insert_error(error: Error) -> InsertError {
-    match error {
-        Error::BadResponse(answer) if answer.starts_with("Code: ") => {
-            InsertError::Unavailable(without_data(&answer))
-        }
-        error => InsertError::Unknown(describe(&error)),
+    let Error::BadResponse(answer) = error else {
+        return InsertError::Unknown(describe(&error));
+    };
+    let shown = codes::without_data(&answer);
+    match codes::class_of(&answer) {
+        Class::Refused => InsertError::Refused(shown),
+        Class::Unavailable => InsertError::Unavailable(shown),
+        Class::Unknown => InsertError::Unknown(shown),
     }
-}
-
-/// ClickHouse's answer to an insert, for the log. Where the error is about a
-/// value, ClickHouse quotes it, and it may be what a user wrote: only the code and
-/// its name remain then.
-fn without_data(answer: &str) -> String {
-    let line = first_line(answer);
-    let quotes = [
-        "CANNOT_",
-        "CONSTRAINT",
-        "INCORRECT_DATA",
-        "TYPE_MISMATCH",
-        "TOO_LARGE_",
-    ];
-    if !quotes.iter().any(|name| line.contains(name)) {
-        return line;
-    }
-    let code = line.split('.').next().unwrap_or_default();
-    let name = line.split(['(', ')']).find(|word| {
-        !word.is_empty()
-            && word
-                .bytes()
-                .all(|byte| byte.is_ascii_uppercase() || byte == b'_')
-    });
-    format!(
-        "{code}. ({})",
-        name.unwrap_or("the message is left out, it may quote data")
-    )
 }
 
 /// ClickHouse adds a stack trace where it is set up to.
@@ -227,18 +206,4 @@ pub fn describe(error: &Error) -> String {
 /// Whether nobody answered at all, as opposed to an answer that was an error.
 pub fn is_unreachable(error: &Error) -> bool {
     matches!(error, Error::Network(_) | Error::TimedOut)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_error_that_may_quote_data_is_shown_by_its_code_alone() {
-        let quoting = "Code: 469. DB::Exception: Constraint `c` is violated. Column values: \
-                       login_email = 'ann@example.org'. (VIOLATED_CONSTRAINT) (version 26.7.2.1)";
-        assert_eq!(without_data(quoting), "Code: 469. (VIOLATED_CONSTRAINT)");
-        let harmless = "Code: 241. DB::Exception: Memory limit exceeded. (MEMORY_LIMIT_EXCEEDED) (version 26.7)\nstack";
-        assert_eq!(without_data(harmless), harmless.lines().next().unwrap());
-    }
 }
