@@ -7,5 +7,7 @@ pub mod embedded;
 pub mod migrations;
 pub mod native;
 pub mod schema;
+pub mod stored;
+pub mod views;
 
 pub use client::{ClickHouse, InsertError};

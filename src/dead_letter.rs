@@ -5,6 +5,7 @@ use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
 
 use crate::clickhouse::native::{Block, BlockBuilder, Millis};
+use crate::event::{Event, Place};
 
 #[derive(Debug, Clone)]
 pub struct DeadLetter {
@@ -23,6 +24,27 @@ pub struct DeadLetter {
     pub payload: Bytes,
 }
 
+impl DeadLetter {
+    pub fn place(&self) -> Place {
+        Place(self.stream_seq, self.batch_index)
+    }
+
+    /// The letter of an event that was decoded and cannot be stored; without the
+    /// message's headers, which the event does not have.
+    pub fn of_event(event: &Event, reason: Reason, error: &str) -> Self {
+        Self {
+            stream_seq: event.stream_seq,
+            batch_index: event.batch_index,
+            subject: event.subject.clone(),
+            received_at: event.received_at,
+            reason,
+            error: error.to_owned(),
+            headers: HeaderMap::new(),
+            payload: event.payload.clone(),
+        }
+    }
+}
+
 /// Why an event became a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
@@ -32,6 +54,8 @@ pub enum Reason {
     MissingContext,
     /// The event's context names no client.
     MissingClientId,
+    /// ClickHouse does not take the row.
+    Refused,
 }
 
 impl Reason {
@@ -41,6 +65,7 @@ impl Reason {
             Self::Undecodable => "undecodable",
             Self::MissingContext => "missing_context",
             Self::MissingClientId => "missing_client_id",
+            Self::Refused => "refused",
         }
     }
 }

@@ -310,7 +310,7 @@ async fn check_consumer(
 }
 
 async fn check_clickhouse(config: &Config, repair: bool, report: &mut Report) {
-    let clickhouse = ClickHouse::new(&config.server);
+    let clickhouse = ClickHouse::new(config);
     match clickhouse.version().await {
         Ok(version) => report.ok(
             "clickhouse",

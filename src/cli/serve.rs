@@ -20,9 +20,8 @@ use crate::nats::{self, ConnectError};
 use crate::pipeline::{Pipeline, Progress};
 use crate::retry::{self, Retry};
 
-/// How long a stop may take to store what is held, and then the embedded
-/// ClickHouse to close: service managers send SIGKILL after 30 s or more.
-const GRACE: Duration = Duration::from_secs(18);
+/// How long the embedded ClickHouse may take to close, after what is held was
+/// stored: service managers send SIGKILL after 30 s or more.
 const ENGINE_GRACE: Duration = Duration::from_secs(5);
 
 pub async fn run(config: Config) -> Result<ExitCode> {
@@ -37,7 +36,7 @@ pub async fn run(config: Config) -> Result<ExitCode> {
             config.server.port
         )
     })?;
-    let clickhouse = ClickHouse::new(&config.server);
+    let clickhouse = ClickHouse::new(&config);
     let progress = Arc::new(Progress::default());
     let health = Arc::new(Health::new(clickhouse.clone(), Arc::clone(&progress)));
     info!(address = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "analytics-server listens");
@@ -54,13 +53,7 @@ pub async fn run(config: Config) -> Result<ExitCode> {
         }
         Database::Server(_) => None,
     };
-    let outcome = tokio::select! {
-        outcome = carry(&config, clickhouse, progress, &health, &shutdown) => outcome,
-        () = grace_over(&shutdown) => {
-            warn!("stopping with batches that ClickHouse did not take; they are recorded and go first at the next start");
-            Ok(())
-        }
-    };
+    let outcome = carry(&config, clickhouse, progress, &health, &shutdown).await;
     if let Some(engine) = engine {
         engine.stop().await;
     }
@@ -80,7 +73,7 @@ async fn carry(
     shutdown: &CancellationToken,
 ) -> Result<()> {
     let messaging = &config.integrations.messaging;
-    let connecting = retry::until_ok("connecting to NATS", async || {
+    let connecting = retry::until_ok("connecting to NATS", || async {
         match nats::connect(messaging).await {
             // Waiting does not bring a file.
             Err(missing @ ConnectError::Credentials { .. }) => Ok(Err(missing)),
@@ -95,7 +88,7 @@ async fn carry(
     info!(address = %messaging.nats_url, version = nats.server_info().version, "connected to NATS");
     health.connected(nats.clone());
 
-    let preparing = retry::until_ok("preparing ClickHouse", async || {
+    let preparing = retry::until_ok("preparing ClickHouse", || async {
         prepare(&clickhouse, config).await
     });
     let Some(done) = shutdown.run_until_cancelled(preparing).await else {
@@ -191,11 +184,6 @@ fn stop_on_signals(shutdown: CancellationToken) -> Result<()> {
         std::process::exit(1);
     });
     Ok(())
-}
-
-async fn grace_over(shutdown: &CancellationToken) {
-    shutdown.cancelled().await;
-    tokio::time::sleep(GRACE).await;
 }
 
 /// The embedded ClickHouse, as a child process: it may take the memory of large

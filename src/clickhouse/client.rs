@@ -9,7 +9,7 @@ use secrecy::ExposeSecret;
 
 use super::codes::{self, Class};
 use super::native::Block;
-use crate::config::{Address, Server};
+use crate::config::{Address, Config};
 
 /// A ClickHouse server and the database that the daemon writes to.
 #[derive(Clone)]
@@ -17,6 +17,7 @@ pub struct ClickHouse {
     client: Client,
     address: Address,
     database: String,
+    insert_timeout: Duration,
 }
 
 /// Why an insert did not say that it worked. The variants are what to do about it.
@@ -38,11 +39,6 @@ pub enum InsertError {
 /// How long ClickHouse may take to accept more bytes of an insert.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long an insert may take after its last byte, its views included. Far
-/// shorter than the time in which as many inserts follow as the deduplication
-/// window holds.
-const END_TIMEOUT: Duration = Duration::from_secs(120);
-
 /// How long any other statement of the daemon's own may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -53,7 +49,8 @@ async fn limited<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T,
 }
 
 impl ClickHouse {
-    pub fn new(server: &Server) -> Self {
+    pub fn new(config: &Config) -> Self {
+        let server = &config.server;
         let address = server.db_url.address();
         let client = Client::default()
             .with_url(address.expose())
@@ -70,6 +67,7 @@ impl ClickHouse {
             client: client.with_database(&server.db_name),
             address,
             database: server.db_name.clone(),
+            insert_timeout: config.features.analytics.insert_timeout,
         }
     }
 
@@ -92,9 +90,11 @@ impl ClickHouse {
     }
 
     /// Inserts one block. `token` is the deduplication token: a block that
-    /// ClickHouse and its views have already seen under it is dropped.
+    /// ClickHouse and its views have already seen under it is dropped. It is the
+    /// query's id, too: ClickHouse refuses a repeat while an attempt still runs.
     pub async fn insert(&self, table: &str, block: &Block, token: &str) -> Result<(), InsertError> {
         let settings = [
+            ("query_id", token),
             // Answer when the rows are stored, not when they are queued.
             ("async_insert", "0"),
             ("insert_deduplicate", "1"),
@@ -112,7 +112,7 @@ impl ClickHouse {
         let mut insert = self
             .client
             .insert_formatted_with(format!("INSERT INTO {table} FORMAT Native"))
-            .with_timeouts(Some(SEND_TIMEOUT), Some(END_TIMEOUT));
+            .with_timeouts(Some(SEND_TIMEOUT), Some(self.insert_timeout));
         for (name, value) in settings {
             insert = insert.with_setting(name, value);
         }
@@ -144,6 +144,32 @@ impl ClickHouse {
     /// Runs any statement and streams what it answers in `format`.
     pub fn stream(&self, sql: &str, format: &str) -> Result<BytesCursor, Error> {
         self.client.query_raw(sql).fetch_bytes(format)
+    }
+
+    /// Which process answers: another one after ClickHouse was started again.
+    ///
+    /// ClickHouse gives its own tables ids that it makes up at its start: a server
+    /// those of the database `system`, the embedded engine the other's.
+    pub async fn process(&self) -> Result<String, Error> {
+        #[derive(Row, serde::Deserialize)]
+        struct Process {
+            process: String,
+        }
+        let rows: Vec<Process> = self
+            .rows(
+                "SELECT arrayStringConcat(arraySort(groupArray(toString(uuid))), ' ') AS process FROM
+                 (
+                     SELECT uuid FROM system.tables WHERE database = 'system' AND name = 'one'
+                     UNION ALL
+                     SELECT uuid FROM system.databases WHERE name = 'INFORMATION_SCHEMA'
+                 )",
+                &[],
+            )
+            .await?;
+        rows.into_iter()
+            .next()
+            .map(|row| row.process)
+            .ok_or(Error::RowNotFound)
     }
 
     /// The server's version: that it answers, and lets the user in.

@@ -153,7 +153,7 @@ impl Decoder {
                 Some(kind) => Cow::Borrowed(event::type_name(kind)),
                 None => self.type_from_subject(message, index),
             },
-            payload: if kind.is_none() { bytes } else { Bytes::new() },
+            payload: bytes,
             context,
             kind,
         });

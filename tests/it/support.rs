@@ -73,6 +73,11 @@ impl World {
     /// of the sections of these names, in YAML's short form.
     pub fn config(&self, analytics: &str, messaging: &str) -> PathBuf {
         let path = self.dir.path().join("analytics.yml");
+        // A daemon that was killed is waited for, which should not take long here.
+        let lease = match analytics.contains("lease_timeout_seconds") {
+            true => "",
+            false => "lease_timeout_seconds: 1, ",
+        };
         let nats_url = match messaging.contains("nats_url") {
             true => String::new(),
             false => format!("nats_url: '{}', ", self.nats.url()),
@@ -80,7 +85,7 @@ impl World {
         let text = format!(
             "server: {{port: 0, db_url: '{}', db_name: {}, base_dir: '{}'}}\n\
              integrations: {{messaging: {{{nats_url}{messaging}}}}}\n\
-             features: {{analytics: {{{analytics}}}}}\n",
+             features: {{analytics: {{{lease}{analytics}}}}}\n",
             clickhouse::url(),
             self.database,
             self.dir.path().join("data").display(),
