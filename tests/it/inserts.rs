@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use ::clickhouse::Client;
 use analytics_server::clickhouse::codes::{CODES, Class};
+use analytics_server::pb;
+use analytics_server::pb::analytics_event::EventType;
 use bytes::Bytes;
 use futures_util::future::join_all;
+use prost::Message;
 
 use crate::pipeline::{event, publish_samples};
 use crate::support::daemon::Daemon;
@@ -109,6 +112,101 @@ async fn an_insert_whose_connection_breaks_or_whose_answer_is_late_is_stored_onc
         attempts >= EVENTS / 100 + planned - late,
         "{attempts} attempts"
     );
+}
+
+#[tokio::test]
+async fn an_insert_that_takes_too_long_is_sent_again_and_stored_once() {
+    const EVENTS: usize = 300;
+    let world = World::new().await;
+    let analytics = "batch_size: 100, flush_interval_seconds: 0.1, insert_timeout_seconds: 1";
+    let (fake, daemon) = start(&world, analytics).await;
+    fake.plan([Fate::Hang, Fate::Hang]);
+    fake.plan([Fate::Late(Duration::from_secs(3)), Fate::CutAfter]);
+    publish_samples(&world, EVENTS).await;
+    world.settled(EVENTS as u64, 0).await;
+    world.views_equal_a_recount().await;
+    fake.repeats_are_alike();
+    assert!(fake.attempts().len() >= EVENTS / 100 + 4);
+    daemon.logs("outcome unknown").await;
+}
+
+#[tokio::test]
+async fn rows_that_clickhouse_refuses_become_dead_letters_and_their_neighbours_are_stored() {
+    let world = World::new().await;
+    let (fake, _daemon) = start(&world, "flush_interval_seconds: 1").await;
+    world
+        .clickhouse()
+        .query("ALTER TABLE analytics_events ADD CONSTRAINT c CHECK client_id != 'bad'")
+        .execute()
+        .await
+        .unwrap();
+    // Of a known type: what is stored of such an event is columns, not its bytes.
+    let app_start = |client: &str| pb::AnalyticsEvent {
+        event_type: Some(EventType::AppStart(pb::AppStartEvent {})),
+        ..pb::AnalyticsEvent::decode(&event(client)[..]).unwrap()
+    };
+    let bad_event = app_start("bad").encode_to_vec();
+    let batch = pb::BatchRecordEventsRequest {
+        events: ["a", "bad", "b", "bad"].map(app_start).to_vec(),
+    };
+    let mut bad = Vec::new();
+    for index in 0..20 {
+        let sequence = match index {
+            3 | 11 | 12 => world.publish("app.start", bad_event.clone()).await,
+            7 => {
+                let sequence = world.publish("batch", batch.encode_to_vec()).await;
+                bad.push((sequence, 1));
+                bad.push((sequence, 3));
+                continue;
+            }
+            _ => {
+                world.publish("app.start", event("good")).await;
+                continue;
+            }
+        };
+        bad.push((sequence, 0));
+    }
+    let good = 20 - 4 + 2;
+    world.settled(good, bad.len() as u64).await;
+    world.views_equal_a_recount().await;
+    fake.repeats_are_alike();
+    let sql = "SELECT stream_seq, batch_index, reason, error, hex(payload) AS payload FROM dead_letters ORDER BY ALL";
+    let letters = world.rows(sql).await;
+    let places = letters.iter().map(|letter| {
+        let number = |name: &str| letter[name].as_u64().unwrap();
+        (number("stream_seq"), number("batch_index"))
+    });
+    assert_eq!(places.collect::<Vec<_>>(), bad);
+    let payload: String = bad_event.iter().map(|it| format!("{it:02X}")).collect();
+    for letter in letters {
+        assert_eq!(letter["reason"], "refused");
+        assert_eq!(letter["error"], "Code: 469. (VIOLATED_CONSTRAINT)");
+        assert_eq!(letter["payload"], payload);
+    }
+    let sql = "SELECT uniqExact(stream_seq, batch_index) AS n FROM analytics_events WHERE client_id != 'bad'";
+    assert_eq!(world.number(sql).await, good);
+}
+
+#[tokio::test]
+async fn what_was_stored_before_it_was_refused_is_no_dead_letter() {
+    let refusal = Fate::code(
+        469,
+        "Constraint `c` for table a.t is violated at row 1. Expression: (x != 'bad'). \
+         Column values: x = 'bad'",
+        "VIOLATED_CONSTRAINT",
+    );
+    for rows in [1, 4] {
+        let world = World::new().await;
+        let analytics = format!("batch_size: {rows}, flush_interval_seconds: 3600");
+        let (fake, _daemon) = start(&world, &analytics).await;
+        // Stored, but nobody knows; then somebody adds a constraint.
+        fake.plan([Fate::CutAfter, refusal.clone()]);
+        for _ in 0..rows {
+            world.publish("app.start", event("bad")).await;
+        }
+        world.settled(rows, 0).await;
+        world.views_equal_a_recount().await;
+    }
 }
 
 #[tokio::test]
