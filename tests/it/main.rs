@@ -9,6 +9,7 @@
 mod commands;
 mod contract;
 mod embedded;
+mod inserts;
 mod login;
 mod pipeline;
 mod support;

@@ -15,7 +15,7 @@ use crate::support::daemon::Daemon;
 use crate::support::{World, dependency, eventually};
 
 /// Publishes sample events without waiting for each answer.
-async fn publish_samples(world: &World, count: usize) {
+pub async fn publish_samples(world: &World, count: usize) {
     let jetstream = world.nats.jetstream().await;
     let mut population = Population::new(7);
     let mut acks = std::collections::VecDeque::new();
@@ -33,7 +33,7 @@ async fn publish_samples(world: &World, count: usize) {
     }
 }
 
-fn event(client_id: &str) -> Vec<u8> {
+pub fn event(client_id: &str) -> Vec<u8> {
     let context = pb::EventContext {
         client_id: client_id.to_owned(),
         ..Default::default()

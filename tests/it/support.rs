@@ -3,6 +3,7 @@
 
 pub mod clickhouse;
 pub mod daemon;
+pub mod fake_clickhouse;
 pub mod nats;
 
 use std::path::{Path, PathBuf};
@@ -72,7 +73,12 @@ impl World {
     /// A configuration file for this world; `analytics` and `messaging` are keys
     /// of the sections of these names, in YAML's short form.
     pub fn config(&self, analytics: &str, messaging: &str) -> PathBuf {
-        let path = self.dir.path().join("analytics.yml");
+        self.config_at("analytics.yml", clickhouse::url(), analytics, messaging)
+    }
+
+    /// A configuration file of this name, with this `server.db_url`.
+    pub fn config_at(&self, name: &str, db_url: &str, analytics: &str, messaging: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
         // A daemon that was killed is waited for, which should not take long here.
         let lease = match analytics.contains("lease_timeout_seconds") {
             true => "",
@@ -83,10 +89,9 @@ impl World {
             false => format!("nats_url: '{}', ", self.nats.url()),
         };
         let text = format!(
-            "server: {{port: 0, db_url: '{}', db_name: {}, base_dir: '{}'}}\n\
+            "server: {{port: 0, db_url: '{db_url}', db_name: {}, base_dir: '{}'}}\n\
              integrations: {{messaging: {{{nats_url}{messaging}}}}}\n\
              features: {{analytics: {{{lease}{analytics}}}}}\n",
-            clickhouse::url(),
             self.database,
             self.dir.path().join("data").display(),
         );
@@ -96,11 +101,13 @@ impl World {
 
     /// A configuration file with a ClickHouse that `serve` runs itself.
     pub fn embedded_config(&self, port: u16) -> PathBuf {
-        let path = self.config("flush_interval_seconds: 0.1", "");
-        let text = std::fs::read_to_string(&path).unwrap();
-        let text = text.replace(clickhouse::url(), &format!("embedded:{port}"));
-        std::fs::write(&path, text).unwrap();
-        path
+        let embedded = format!("embedded:{port}");
+        self.config_at(
+            "analytics.yml",
+            &embedded,
+            "flush_interval_seconds: 0.1",
+            "",
+        )
     }
 
     pub fn daemon(&self, analytics: &str) -> Daemon {
