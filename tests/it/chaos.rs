@@ -74,7 +74,7 @@ impl Chaos {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let ledger = publishers.finish().await;
         let took = self.tally.elapsed();
-        let verdict = Verdict::on(&self.world, ledger).await;
+        let verdict = Verdict::on(&self.world, &ledger).await;
         let dir = self.world.dir.path();
         let panics = count_in_logs(dir, "panicked at");
 
@@ -176,7 +176,8 @@ async fn clickhouse_is_killed_in_the_middle_of_small_inserts() {
     let config = chaos
         .world
         .config("batch_size: 50, flush_interval_seconds: 0.01", "");
-    let publishers = chaos.publishers(300, 2).await;
+    // Of one day: the fewer parts an insert makes, the more inserts there are.
+    let publishers = chaos.publishers(150, 1).await;
     let _daemon = Daemon::start_logging_to(&log, &config, &[]);
     for _ in 0..kills {
         let before = chaos.world.stored().await;
@@ -194,4 +195,57 @@ async fn clickhouse_is_killed_in_the_middle_of_small_inserts() {
             publishers,
         )
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oracle_notices_whatever_is_wrong() {
+    let chaos = Chaos::new().await;
+    let world = &chaos.world;
+    let daemon = world.daemon("flush_interval_seconds: 0.1");
+    let publishers = chaos.publishers(1000, 3).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let ledger = publishers.finish().await;
+    assert!(Verdict::on(world, &ledger).await.is_good());
+    let (status, log) = daemon.stop().await;
+    assert!(status.success(), "{log}");
+
+    // Each of another event, so that one wrong does not make up for another.
+    let mut ids = ledger.events.values().flatten();
+    let mut where_it_is = || format!("WHERE event_id = '{}'", ids.next().unwrap());
+    let (letter, _) = ledger.dead_letters.first_key_value().unwrap();
+    for sql in [
+        format!("ALTER TABLE analytics_events DELETE {}", where_it_is()),
+        format!(
+            "INSERT INTO analytics_events SELECT * FROM analytics_events {}",
+            where_it_is()
+        ),
+        format!(
+            "ALTER TABLE analytics_events UPDATE event_id = generateUUIDv4() {}",
+            where_it_is()
+        ),
+        format!(
+            "INSERT INTO analytics_events SELECT * REPLACE (1000000 AS stream_seq) FROM analytics_events {}",
+            where_it_is()
+        ),
+        format!(
+            "ALTER TABLE dead_letters UPDATE reason = 'another' WHERE stream_seq = {}",
+            letter.0
+        ),
+        "TRUNCATE TABLE error_tracking".to_owned(),
+    ] {
+        let statement = world
+            .clickhouse()
+            .query(&sql)
+            .with_setting("mutations_sync", "1");
+        statement.execute().await.unwrap();
+    }
+    let verdict = Verdict::on(world, &ledger).await;
+    let counts: BTreeMap<_, _> = verdict.counts().into_iter().collect();
+    assert_eq!(counts["events lost"], 1, "{verdict}");
+    assert_eq!(counts["events duplicated"], 1, "{verdict}");
+    assert_eq!(counts["rows unexplained"], 2, "{verdict}");
+    assert_eq!(counts["dead letters wrong"], 1, "{verdict}");
+    // The row that is missing is not in the views' recount either.
+    assert!(counts["views wrong"] >= 1, "{verdict}");
+    assert!(!verdict.is_good());
 }

@@ -43,7 +43,7 @@ pub struct Verdict {
 
 impl Verdict {
     /// Waits until nothing moves any more, then compares.
-    pub async fn on(world: &World, ledger: Ledger) -> Self {
+    pub async fn on(world: &World, ledger: &Ledger) -> Self {
         let mut unsettled = settle(world).await;
         // A message that nobody confirmed, or a confirmed one that is gone, is not the
         // daemon's doing; the comparison would say nothing.
@@ -65,8 +65,8 @@ impl Verdict {
             dead_letters_wrong: Vec::new(),
             unsettled,
         };
-        verdict.compare_events(world, &ledger).await;
-        verdict.compare_dead_letters(world, &ledger).await;
+        verdict.compare_events(world, ledger).await;
+        verdict.compare_dead_letters(world, ledger).await;
         verdict
     }
 
@@ -166,7 +166,7 @@ impl Display for Verdict {
 /// nothing has moved for long.
 async fn settle(world: &World) -> Vec<String> {
     /// Longer than the daemon is ever quiet with work at hand and both servers up.
-    const QUIET: Duration = Duration::from_secs(3);
+    const QUIET: Duration = Duration::from_secs(1);
 
     let jetstream = world.nats.jetstream().await;
     let mut last = None;
