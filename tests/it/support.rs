@@ -5,11 +5,14 @@ pub mod clickhouse;
 pub mod daemon;
 pub mod fake_clickhouse;
 pub mod nats;
+pub mod proxy;
 
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use ::clickhouse::Client;
+use ::clickhouse::error::Error;
 use bytes::Bytes;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -50,9 +53,19 @@ pub fn dependency(path: &str) -> PathBuf {
     file
 }
 
+/// Sends a signal, by its name, to a child that has not been waited for: until then
+/// its number is nobody else's.
+pub fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill")
+        .args(["-s", name, &child.id().to_string()])
+        .status();
+    assert!(sent.unwrap().success());
+}
+
 /// A nats-server, a database and a folder of the test's own.
 pub struct World {
     pub nats: Nats,
+    clickhouse_url: String,
     pub database: String,
     pub dir: TempDir,
 }
@@ -63,8 +76,13 @@ impl World {
     }
 
     pub fn with_nats(nats: Nats) -> Self {
+        Self::with_servers(nats, clickhouse::url())
+    }
+
+    pub fn with_servers(nats: Nats, clickhouse_url: &str) -> Self {
         Self {
             nats,
+            clickhouse_url: clickhouse_url.to_owned(),
             database: format!("test_{}", uuid::Uuid::new_v4().simple()),
             dir: tempfile::tempdir().unwrap(),
         }
@@ -73,7 +91,18 @@ impl World {
     /// A configuration file for this world; `analytics` and `messaging` are keys
     /// of the sections of these names, in YAML's short form.
     pub fn config(&self, analytics: &str, messaging: &str) -> PathBuf {
-        self.config_at("analytics.yml", clickhouse::url(), analytics, messaging)
+        self.config_at("analytics.yml", &self.clickhouse_url, analytics, messaging)
+    }
+
+    /// A configuration file with a ClickHouse that `serve` runs itself.
+    pub fn embedded_config(&self, port: u16) -> PathBuf {
+        let embedded = format!("embedded:{port}");
+        self.config_at(
+            "analytics.yml",
+            &embedded,
+            "flush_interval_seconds: 0.1",
+            "",
+        )
     }
 
     /// A configuration file of this name, with this `server.db_url`.
@@ -99,43 +128,35 @@ impl World {
         path
     }
 
-    /// A configuration file with a ClickHouse that `serve` runs itself.
-    pub fn embedded_config(&self, port: u16) -> PathBuf {
-        let embedded = format!("embedded:{port}");
-        self.config_at(
-            "analytics.yml",
-            &embedded,
-            "flush_interval_seconds: 0.1",
-            "",
-        )
-    }
-
     pub fn daemon(&self, analytics: &str) -> Daemon {
         Daemon::start(&self.config(analytics, ""))
     }
 
     pub fn clickhouse(&self) -> Client {
         Client::default()
-            .with_url(clickhouse::url())
+            .with_url(&self.clickhouse_url)
             .with_database(&self.database)
     }
 
     /// The rows of a query, each a JSON object; none while the table is not there.
     pub async fn rows(&self, sql: &str) -> Vec<Value> {
+        self.ask(sql).await.unwrap_or_default()
+    }
+
+    /// The rows of a query, each a JSON object.
+    pub async fn ask(&self, sql: &str) -> Result<Vec<Value>, Error> {
         let answer = self
             .clickhouse()
             .query_raw(sql)
             .with_setting("output_format_json_quote_64bit_integers", "0")
-            .fetch_bytes("JSONEachRow")
-            .unwrap()
+            .fetch_bytes("JSONEachRow")?
             .collect()
-            .await
-            .unwrap_or_default();
-        answer
-            .split(|byte| *byte == b'\n')
+            .await?;
+        let lines = answer.split(|byte| *byte == b'\n');
+        Ok(lines
             .filter(|line| !line.is_empty())
             .map(|line| serde_json::from_slice(line).unwrap())
-            .collect()
+            .collect())
     }
 
     /// The one number that a query gives; 0 while the table is not there.
@@ -194,25 +215,38 @@ impl World {
 
     /// Every view says what a recount of `analytics_events` says.
     pub async fn views_equal_a_recount(&self) {
+        assert_eq!(self.wrong_views().await, Vec::<String>::new());
+    }
+
+    /// The views that do not say what a recount of `analytics_events` says, each with
+    /// some of the rows that differ.
+    pub async fn wrong_views(&self) -> Vec<String> {
+        let ask = async |sql: String| self.ask(&sql).await.unwrap();
+        let digest = |sql| {
+            format!(
+                "SELECT count() AS rows, sum(cityHash64(toString(tuple(*)))) AS hash FROM ({sql})"
+            )
+        };
+        let beyond = |one, other| format!("SELECT * FROM (({one}) EXCEPT ({other})) LIMIT 5");
+        let mut wrong = Vec::new();
         for (view, recount) in VIEWS {
-            let digest = |sql| {
-                format!(
-                    "SELECT count() AS rows, sum(cityHash64(toString(tuple(*)))) AS hash FROM ({sql})"
-                )
-            };
-            assert_eq!(
-                self.rows(&digest(view)).await,
-                self.rows(&digest(recount)).await,
-                "{view}"
-            );
+            let (says, should_say) = (ask(digest(view)).await, ask(digest(recount)).await);
+            if says != should_say {
+                let wrongly = ask(beyond(view, recount)).await;
+                let missing = ask(beyond(recount, view)).await;
+                wrong.push(format!(
+                    "{view}: {says:?} instead of {should_say:?}; wrongly {wrongly:?}, missing {missing:?}"
+                ));
+            }
         }
+        wrong
     }
 }
 
 impl Drop for World {
     /// A server that outlives the tests is left as it was.
     fn drop(&mut self) {
-        if std::env::var_os("TEST_CLICKHOUSE_URL").is_some() {
+        if std::env::var("TEST_CLICKHOUSE_URL").is_ok_and(|url| url == self.clickhouse_url) {
             let drop = format!("DROP DATABASE IF EXISTS {}", self.database);
             let config = self.config("", "");
             let _ = daemon::command(&config).args(["query", &drop]).output();

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use clickhouse::Client;
+use uuid::Uuid;
 
-use super::LIMIT;
+use super::{LIMIT, signal};
 
 /// The HTTP interface that every test shares.
 pub fn url() -> &'static str {
@@ -94,6 +95,10 @@ impl Server {
         }
     }
 
+    pub fn signal(&self, name: &str) {
+        signal(&self.child, name);
+    }
+
     /// Ends the server as a power failure would.
     pub fn kill9(mut self) {
         self.child.kill().expect("a signal");
@@ -102,9 +107,7 @@ impl Server {
 
     /// Asks the server to end, and waits until it has.
     pub fn terminate(mut self) -> ExitStatus {
-        let pid = self.child.id().to_string();
-        let killed = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(killed.expect("kill").success());
+        self.signal("TERM");
         wait_for_exit(&mut self.child)
     }
 
@@ -151,6 +154,16 @@ pub fn wait_for_exit(child: &mut Child) -> ExitStatus {
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("an address").port()
+}
+
+/// A port that a server can have again after it was killed. Connections to it that fail
+/// meanwhile take ports of their own from the range that the system keeps for that, and
+/// `free_port` gives one of these: sooner or later one of them would sit on it.
+pub fn lasting_port() -> u16 {
+    let any = || 15_000 + (Uuid::new_v4().as_u128() % 17_000) as u16;
+    std::iter::repeat_with(any)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("a port")
 }
 
 fn answers(port: u16) -> bool {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
-use super::eventually;
+use super::{eventually, signal};
 
 /// A command of the binary, not started yet, with no configuration from the
 /// environment of whoever runs the tests.
@@ -32,6 +32,8 @@ pub async fn run(config: &Path, arguments: &[&str]) -> Output {
 pub struct Daemon {
     child: Child,
     log: PathBuf,
+    /// Whether the log goes when the daemon does.
+    log_is_temporary: bool,
 }
 
 impl Daemon {
@@ -45,15 +47,41 @@ impl Daemon {
             .into_temp_path()
             .keep()
             .unwrap();
-        let child = command(config)
+        let mut command = command(config);
+        command
             .args(arguments)
+            .env("RUST_LOG", format!("warn,analytics_server={log_filter}"));
+        let mut daemon = Self::spawn(command, &log);
+        daemon.log_is_temporary = true;
+        daemon
+    }
+
+    /// One that adds to a log which outlives it, with more variables in its environment.
+    pub fn start_logging_to(log: &Path, config: &Path, variables: &[(&str, &str)]) -> Self {
+        let mut command = command(config);
+        command
+            .env("RUST_LOG", "warn,analytics_server=info")
+            .envs(variables.iter().copied());
+        Self::spawn(command, log)
+    }
+
+    fn spawn(mut command: Command, log: &Path) -> Self {
+        let file = File::options().create(true).append(true).open(log);
+        let child = command
             .arg("serve")
-            .env("RUST_LOG", format!("warn,analytics_server={log_filter}"))
             .stdout(Stdio::null())
-            .stderr(File::create(&log).unwrap())
+            .stderr(file.unwrap())
             .spawn()
             .unwrap();
-        Self { child, log }
+        Self {
+            child,
+            log: log.to_owned(),
+            log_is_temporary: false,
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn pid(&self) -> u32 {
@@ -90,16 +118,18 @@ impl Daemon {
         .await
     }
 
-    pub fn signal(&self, signal: &str) {
-        let sent = Command::new("kill")
-            .args(["-s", signal, &self.child.id().to_string()])
-            .status();
-        assert!(sent.unwrap().success());
+    pub fn signal(&self, name: &str) {
+        signal(&self.child, name);
+    }
+
+    /// How it ended, if it has.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// Waits for the end of the process.
     pub async fn ended(&mut self) -> ExitStatus {
-        eventually("the daemon ends", async || self.child.try_wait().unwrap()).await
+        eventually("the daemon ends", async || self.status()).await
     }
 
     /// Asks it to stop and waits until it has.
@@ -111,6 +141,11 @@ impl Daemon {
 
     /// Ends it where it is.
     pub fn kill(mut self) {
+        self.kill9();
+    }
+
+    /// Ends it where it is; no more than that if it has ended already.
+    pub fn kill9(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -120,6 +155,9 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if !self.log_is_temporary {
+            return;
+        }
         if std::thread::panicking() {
             eprintln!("--- log of the daemon\n{}", self.log());
         }

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use async_nats::jetstream;
 use tempfile::TempDir;
 
-use super::{dependency, eventually};
+use super::{dependency, eventually, signal};
 
 pub struct Nats {
     child: Child,
@@ -22,10 +22,19 @@ impl Nats {
 
     /// With more arguments for nats-server.
     pub async fn start_with(options: &[&str]) -> Self {
+        // -1: any free port, which the server then writes into a file.
+        Self::start_at("-1", options).await
+    }
+
+    /// On a port of the caller's choice.
+    pub async fn start_on(port: u16) -> Self {
+        Self::start_at(&port.to_string(), &[]).await
+    }
+
+    async fn start_at(port: &str, options: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
-        // -1: any free port, which the server then writes into a file.
-        let mut child = spawn(&dir, "-1", &options);
+        let mut child = spawn(&dir, port, &options);
         let ports = dir.path().join(format!("nats-server_{}.ports", child.id()));
         let log = dir.path().join("nats.log");
         let port = eventually("nats-server listens", async || {
@@ -52,6 +61,10 @@ impl Nats {
 
     pub async fn jetstream(&self) -> jetstream::Context {
         jetstream::new(self.client().await)
+    }
+
+    pub fn signal(&self, name: &str) {
+        signal(&self.child, name);
     }
 
     /// Ends the server as a power cut would.

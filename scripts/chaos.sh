@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Breaks everything at random for as long as one wants, and counts what came of it.
+set -euo pipefail
+
+usage() {
+  cat <<'EOF'
+Usage: scripts/chaos.sh [OPTIONS]
+
+Publishes events of all kinds while the daemons, ClickHouse, nats-server and the
+connections between them are killed, frozen and cut at random; then kills
+ClickHouse alone, in the middle of small inserts, as fast as it comes up. Prints
+how often what was broken, and which events were lost or duplicated, which views
+and dead letters are wrong. Ends with 0 if none, else with 1.
+
+  --minutes N      how long everything is broken at random (5)
+  --seed S         decides which fault comes when (any)
+  --storm-kills K  how often ClickHouse alone is killed, about two a second (30 N)
+  -h, --help       this text
+
+scripts/test.sh runs a short form of both.
+EOF
+}
+
+minutes=5 seed=$((RANDOM * 32768 + RANDOM)) storm_kills=''
+usage_error() { echo "chaos: $*" >&2; usage >&2; exit 2; }
+
+while (($# > 0)); do
+  case $1 in
+    -h | --help) usage; exit 0 ;;
+    --minutes | --seed | --storm-kills) ;;
+    *) usage_error "unknown option \`$1\`" ;;
+  esac
+  if ! [[ ${2-} =~ ^(0|[1-9][0-9]{0,9})$ ]]; then
+    usage_error "\`$1\` wants a number"
+  fi
+  case $1 in
+    --minutes) minutes=$2 ;;
+    --seed) seed=$2 ;;
+    --storm-kills) storm_kills=$2 ;;
+  esac
+  shift 2
+done
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+scripts/deps.sh --tests
+cargo test --locked --test it --no-run
+
+report=$(mktemp "${TMPDIR:-/tmp}/analytics-chaos.XXXXXX")
+pid=''
+# The tests lead a process group of their own, and their servers and daemons are in it:
+# whatever ends this script early ends all of them, the frozen ones included.
+clean_up() {
+  trap - EXIT
+  if [[ -n $pid ]]; then kill -KILL -- "-$pid" 2>/dev/null || true; fi
+  rm -f "$report"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
+
+export CHAOS_SECONDS=$((minutes * 60)) CHAOS_SEED=$seed CHAOS_REPORT=$report
+export CHAOS_STORM_KILLS=${storm_kills:-$((minutes * 30))}
+echo "seed $seed, $minutes minutes, then $CHAOS_STORM_KILLS kills of ClickHouse"
+
+set -m
+cargo test --locked --test it chaos:: -- --nocapture --test-threads=1 </dev/null &
+pid=$!
+set +m
+status=0
+wait "$pid" || status=1
+
+printf '\n'
+cat "$report"
+if ((status == 0)); then echo "PASSED"; else echo "FAILED, seed $seed"; fi
+((status == 0))

@@ -1,0 +1,251 @@
+//! Exactly once, proven by breaking everything: an oracle publishes events of all
+//! kinds, records what JetStream confirmed, and in the end asks for each of them.
+//!
+//! Short unless these variables say otherwise, which `scripts/chaos.sh` sets:
+//! CHAOS_SECONDS and CHAOS_SEED of the random faults, CHAOS_STORM_KILLS of the storm,
+//! CHAOS_REPORT a file that gets the reports.
+
+mod daemons;
+mod draft;
+mod plan;
+mod publishers;
+mod servers;
+mod verdict;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+use self::daemons::{Daemons, Links};
+use self::plan::{Plan, Tally};
+use self::publishers::{Publishers, Traffic};
+use self::servers::{ClickHouse, Servers};
+use self::verdict::Verdict;
+use crate::support::clickhouse::lasting_port;
+use crate::support::daemon::Daemon;
+use crate::support::nats::Nats;
+use crate::support::{World, eventually};
+
+/// What a run needs, all of its own: the servers are killed.
+struct Chaos {
+    seed: u64,
+    nats_port: u16,
+    clickhouse_port: u16,
+    clickhouse: ClickHouse,
+    world: World,
+    tally: Arc<Tally>,
+}
+
+impl Chaos {
+    async fn new() -> Self {
+        let seed = setting("CHAOS_SEED", 1);
+        let nats_port = lasting_port();
+        let nats = Nats::start_on(nats_port).await;
+        let clickhouse_port = lasting_port();
+        let url = format!("http://127.0.0.1:{clickhouse_port}");
+        let world = World::with_servers(nats, &url);
+        let dir = world.dir.path();
+        eprintln!("seed {seed}, logs and data in {}", dir.display());
+        Self {
+            seed,
+            nats_port,
+            clickhouse_port,
+            clickhouse: ClickHouse::start(dir, clickhouse_port).await,
+            world,
+            tally: Arc::new(Tally::new()),
+        }
+    }
+
+    async fn publishers(&self, rate: u32, days: u64) -> Publishers {
+        let seed = self.seed;
+        Publishers::start(&self.world.nats.url(), Traffic { seed, rate, days }).await
+    }
+
+    /// The last of the faults is over: lets everything come to rest, compares, reports.
+    async fn conclude(mut self, title: &str, publishers: Publishers) {
+        // What a fault has left, such as an acknowledgement that was lost, goes with the
+        // next events.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let ledger = publishers.finish().await;
+        let took = self.tally.elapsed();
+        let verdict = Verdict::on(&self.world, &ledger).await;
+        let dir = self.world.dir.path();
+        let panics = count_in_logs(dir, "panicked at");
+
+        let mut faults = self.tally.counts();
+        for kind in [
+            "daemon killed",
+            "daemon frozen past the lease",
+            "ClickHouse killed",
+            "NATS killed",
+        ] {
+            add_total(&mut faults, kind);
+        }
+        faults.insert(
+            "daemon took the checkpoint over".to_owned(),
+            count_in_logs(dir, "checkpoint taken over"),
+        );
+        faults.insert("daemon panicked".to_owned(), panics);
+        let mut report = format!("{title}: seed {}, {} s\n", self.seed, took.as_secs());
+        let faults = faults.iter().map(|(kind, count)| (kind.as_str(), *count));
+        for (what, count) in faults.chain(verdict.counts()) {
+            writeln!(report, "  {what:48} {count:>9}").unwrap();
+        }
+        let good = verdict.is_good() && panics == 0;
+        if !good {
+            self.world.dir.disable_cleanup(true);
+            let dir = self.world.dir.path().display();
+            writeln!(report, "{verdict}logs and data are kept in {dir}").unwrap();
+        }
+        eprint!("{report}");
+        if let Some(path) = std::env::var_os("CHAOS_REPORT") {
+            let mut file = std::fs::File::options()
+                .create(true)
+                .append(true)
+                .open(path)
+                .unwrap();
+            file.write_all(report.as_bytes()).unwrap();
+        }
+        assert!(good, "{report}");
+    }
+}
+
+fn setting<T: FromStr>(variable: &str, default: T) -> T {
+    match std::env::var(variable) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{variable} is not a number: `{text}`")),
+        Err(_) => default,
+    }
+}
+
+/// Of the kinds that begin like this, where there are several.
+fn add_total(faults: &mut BTreeMap<String, u64>, kind: &str) {
+    let parts = faults.iter().filter(|(name, _)| name.starts_with(kind));
+    let total = parts.map(|(_, count)| count).sum();
+    faults.insert(kind.to_owned(), total);
+}
+
+fn count_in_logs(dir: &Path, text: &str) -> u64 {
+    let logs = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let logs = logs.filter(|path| path.extension().is_some_and(|it| it == "log"));
+    logs.map(|log| std::fs::read_to_string(log).unwrap().matches(text).count() as u64)
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_broken_at_random_and_every_event_counts_once() {
+    let mut chaos = Chaos::new().await;
+    let duration = Duration::from_secs(setting("CHAOS_SECONDS", 30));
+    let publishers = chaos.publishers(300, 5).await;
+    let mut links = Vec::new();
+    for _ in 0..daemons::COUNT {
+        links.push(Links::to(chaos.nats_port, chaos.clickhouse_port).await);
+    }
+    let mut daemons = Daemons::start(&chaos.world, &links, Arc::clone(&chaos.tally)).await;
+    let servers = Servers {
+        clickhouse: &mut chaos.clickhouse,
+        nats: &mut chaos.world.nats,
+        links: &links,
+        tally: &chaos.tally,
+    };
+    // Two at a time: what breaks while something else is broken is part of it.
+    tokio::join!(
+        daemons.break_by(Plan::new(daemons::FAULTS, chaos.seed, duration)),
+        servers.break_by(Plan::new(servers::FAULTS, !chaos.seed, duration)),
+    );
+    chaos
+        .conclude("everything broken at random", publishers)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clickhouse_is_killed_in_the_middle_of_small_inserts() {
+    let mut chaos = Chaos::new().await;
+    let kills = setting("CHAOS_STORM_KILLS", 30);
+    let mut rng = SmallRng::seed_from_u64(chaos.seed);
+    let log = chaos.world.dir.path().join("daemon.log");
+    let config = chaos
+        .world
+        .config("batch_size: 50, flush_interval_seconds: 0.01", "");
+    // Of one day: the fewer parts an insert makes, the more inserts there are.
+    let publishers = chaos.publishers(150, 1).await;
+    let _daemon = Daemon::start_logging_to(&log, &config, &[]);
+    for _ in 0..kills {
+        let before = chaos.world.stored().await;
+        eventually("inserts go on", async || {
+            (chaos.world.stored().await > before).then_some(())
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(rng.random_range(0..=60))).await;
+        chaos.tally.count("ClickHouse killed");
+        chaos.clickhouse.kill_and_start_again(Duration::ZERO).await;
+    }
+    chaos
+        .conclude(
+            "ClickHouse killed in the middle of small inserts",
+            publishers,
+        )
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oracle_notices_whatever_is_wrong() {
+    let chaos = Chaos::new().await;
+    let world = &chaos.world;
+    let daemon = world.daemon("flush_interval_seconds: 0.1");
+    let publishers = chaos.publishers(1000, 3).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let ledger = publishers.finish().await;
+    assert!(Verdict::on(world, &ledger).await.is_good());
+    let (status, log) = daemon.stop().await;
+    assert!(status.success(), "{log}");
+
+    // Each of another event, so that one wrong does not make up for another.
+    let mut ids = ledger.events.values().flatten();
+    let mut where_it_is = || format!("WHERE event_id = '{}'", ids.next().unwrap());
+    let (letter, _) = ledger.dead_letters.first_key_value().unwrap();
+    for sql in [
+        format!("ALTER TABLE analytics_events DELETE {}", where_it_is()),
+        format!(
+            "INSERT INTO analytics_events SELECT * FROM analytics_events {}",
+            where_it_is()
+        ),
+        format!(
+            "ALTER TABLE analytics_events UPDATE event_id = generateUUIDv4() {}",
+            where_it_is()
+        ),
+        format!(
+            "INSERT INTO analytics_events SELECT * REPLACE (1000000 AS stream_seq) FROM analytics_events {}",
+            where_it_is()
+        ),
+        format!(
+            "ALTER TABLE dead_letters UPDATE reason = 'another' WHERE stream_seq = {}",
+            letter.0
+        ),
+        "TRUNCATE TABLE error_tracking".to_owned(),
+    ] {
+        let statement = world
+            .clickhouse()
+            .query(&sql)
+            .with_setting("mutations_sync", "1");
+        statement.execute().await.unwrap();
+    }
+    let verdict = Verdict::on(world, &ledger).await;
+    let counts: BTreeMap<_, _> = verdict.counts().into_iter().collect();
+    assert_eq!(counts["events lost"], 1, "{verdict}");
+    assert_eq!(counts["events duplicated"], 1, "{verdict}");
+    assert_eq!(counts["rows unexplained"], 2, "{verdict}");
+    assert_eq!(counts["dead letters wrong"], 1, "{verdict}");
+    // The row that is missing is not in the views' recount either.
+    assert!(counts["views wrong"] >= 1, "{verdict}");
+    assert!(!verdict.is_good());
+}

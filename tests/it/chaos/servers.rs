@@ -1,0 +1,211 @@
+//! The servers and the way to them: killed, frozen, cut off, and back again.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::daemons::Links;
+use super::plan::{Plan, Tally};
+use crate::support::clickhouse::{Server, command};
+use crate::support::nats::Nats;
+use crate::support::proxy::{Link, Proxy};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    Nats,
+    ClickHouse,
+}
+
+impl Which {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Nats => "NATS",
+            Self::ClickHouse => "ClickHouse",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    KillClickHouse,
+    KillClickHouseFrozen,
+    KillNats,
+    Freeze(Which),
+    Cut(Which),
+    Delay(Which),
+    Stall(Which),
+    Refuse(Which),
+}
+
+pub const FAULTS: &[(Fault, u32)] = &[
+    (Fault::KillClickHouse, 30),
+    (Fault::KillNats, 10),
+    (Fault::Freeze(Which::ClickHouse), 4),
+    (Fault::Freeze(Which::Nats), 4),
+    (Fault::Cut(Which::ClickHouse), 5),
+    (Fault::Cut(Which::Nats), 4),
+    (Fault::KillClickHouseFrozen, 4),
+    (Fault::Delay(Which::ClickHouse), 3),
+    (Fault::Delay(Which::Nats), 3),
+    (Fault::Stall(Which::ClickHouse), 3),
+    (Fault::Stall(Which::Nats), 3),
+    (Fault::Refuse(Which::ClickHouse), 3),
+    (Fault::Refuse(Which::Nats), 3),
+];
+
+/// A ClickHouse that comes back on the same data and port.
+pub struct ClickHouse {
+    /// None while it is away.
+    server: Option<Server>,
+    path: PathBuf,
+    port: u16,
+    log: PathBuf,
+}
+
+impl ClickHouse {
+    /// Its data and its log go into `dir`.
+    pub async fn start(dir: &Path, port: u16) -> Self {
+        let (path, log) = (dir.join("clickhouse"), dir.join("clickhouse.log"));
+        Self {
+            server: Some(spawn(&path, port, &log).await),
+            path,
+            port,
+            log,
+        }
+    }
+
+    pub async fn kill_and_start_again(&mut self, pause: Duration) {
+        if let Some(server) = self.server.take() {
+            server.kill9();
+        }
+        tokio::time::sleep(pause).await;
+        self.server = Some(spawn(&self.path, self.port, &self.log).await);
+    }
+
+    fn signal(&self, name: &str) {
+        if let Some(server) = &self.server {
+            server.signal(name);
+        }
+    }
+}
+
+/// Returns once it answers.
+async fn spawn(path: &Path, port: u16, log: &Path) -> Server {
+    let mut command = command(path, port);
+    let file = File::options().create(true).append(true).open(log);
+    command.stderr(file.unwrap());
+    tokio::task::spawn_blocking(move || Server::spawn(&mut command))
+        .await
+        .unwrap()
+}
+
+pub struct Servers<'a> {
+    pub clickhouse: &'a mut ClickHouse,
+    pub nats: &'a mut Nats,
+    /// Of each daemon.
+    pub links: &'a [Links],
+    pub tally: &'a Tally,
+}
+
+impl Servers<'_> {
+    /// Breaks one after another until the plan ends; all is well then.
+    pub async fn break_by(mut self, mut plan: Plan<Fault>) {
+        while let Some(fault) = plan.next() {
+            plan.pause(200, 1500).await;
+            self.inject(fault, &mut plan).await;
+        }
+    }
+
+    async fn inject(&mut self, fault: Fault, plan: &mut Plan<Fault>) {
+        match fault {
+            Fault::KillClickHouse => {
+                let pause = absence(plan);
+                self.tally.count("ClickHouse killed");
+                self.clickhouse.kill_and_start_again(pause).await;
+            }
+            Fault::KillClickHouseFrozen => {
+                self.clickhouse.signal("STOP");
+                plan.pause(100, 1000).await;
+                let pause = absence(plan);
+                self.tally.count("ClickHouse killed, frozen before");
+                self.clickhouse.kill_and_start_again(pause).await;
+            }
+            Fault::KillNats => {
+                self.tally.count("NATS killed");
+                self.nats.kill();
+                tokio::time::sleep(absence(plan)).await;
+                self.nats.start_again();
+            }
+            Fault::Freeze(Which::ClickHouse) => {
+                self.tally.count("ClickHouse frozen");
+                self.clickhouse.signal("STOP");
+                plan.pause(200, 3000).await;
+                self.clickhouse.signal("CONT");
+            }
+            Fault::Freeze(Which::Nats) => {
+                self.tally.count("NATS frozen");
+                self.nats.signal("STOP");
+                plan.pause(200, 6000).await;
+                self.nats.signal("CONT");
+            }
+            Fault::Cut(which) => {
+                self.count(which, "connections cut");
+                for proxy in affected(self.links, which, plan) {
+                    proxy.cut();
+                }
+            }
+            Fault::Delay(which) => {
+                self.count(which, "connection delayed");
+                let delay = Link::Delays(plan.between(5, 150));
+                self.trouble(which, delay, plan.between(500, 3000), plan)
+                    .await;
+            }
+            Fault::Stall(which) => {
+                self.count(which, "connection stalled");
+                self.trouble(which, Link::Stalls, plan.between(200, 6000), plan)
+                    .await;
+            }
+            Fault::Refuse(which) => {
+                self.count(which, "connection refused");
+                self.trouble(which, Link::Refuses, plan.between(200, 4000), plan)
+                    .await;
+            }
+        }
+    }
+
+    async fn trouble(&self, which: Which, link: Link, time: Duration, plan: &mut Plan<Fault>) {
+        let affected = affected(self.links, which, plan);
+        for proxy in &affected {
+            proxy.set(link);
+        }
+        tokio::time::sleep(time).await;
+        for proxy in &affected {
+            proxy.set(Link::Passes);
+        }
+    }
+
+    fn count(&self, which: Which, what: &str) {
+        self.tally.count(format!("{} {what}", which.name()));
+    }
+}
+
+/// Mostly gone for no longer than a start takes.
+fn absence(plan: &mut Plan<Fault>) -> Duration {
+    match plan.any_of(4) {
+        0 => plan.between(0, 3000),
+        _ => Duration::ZERO,
+    }
+}
+
+/// The way of one daemon to the server, or of all.
+fn affected<'a>(links: &'a [Links], which: Which, plan: &mut Plan<Fault>) -> Vec<&'a Proxy> {
+    let chosen = plan.any_of(links.len() + 1);
+    let numbered = links.iter().enumerate();
+    numbered
+        .filter(|(number, _)| chosen == *number || chosen == links.len())
+        .map(|(_, links)| match which {
+            Which::Nats => &links.nats,
+            Which::ClickHouse => &links.clickhouse,
+        })
+        .collect()
+}
