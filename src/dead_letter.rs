@@ -19,8 +19,29 @@ pub struct DeadLetter {
     /// What is wrong, for a person.
     pub error: String,
     pub headers: HeaderMap,
-    /// What could not be stored: the message's payload, or the one event's bytes.
+    /// What could not be stored.
     pub payload: Bytes,
+    pub payload_is: PayloadIs,
+}
+
+/// What the bytes of a letter are. Subject and index do not tell: the first event of
+/// a batch message and a batch message that cannot be read have the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PayloadIs {
+    /// The payload of a whole message.
+    Message,
+    /// One event of a batch message.
+    Event,
+}
+
+impl PayloadIs {
+    /// The value of the column `payload_is`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Message => "message",
+            Self::Event => "event",
+        }
+    }
 }
 
 /// Why an event became a dead letter.
@@ -85,6 +106,10 @@ pub fn block(stream: &str, letters: &[DeadLetter]) -> Block {
         .column(
             "payload",
             letters.iter().map(|letter| letter.payload.as_ref()),
+        )
+        .column(
+            "payload_is",
+            letters.iter().map(|letter| letter.payload_is.as_str()),
         );
     block.build()
 }

@@ -8,6 +8,7 @@
 
 mod commands;
 mod contract;
+mod dead_letters;
 mod embedded;
 mod login;
 mod pipeline;

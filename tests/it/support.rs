@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ::clickhouse::Client;
+use analytics_server::nats::StreamId;
 use bytes::Bytes;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -167,6 +168,12 @@ impl World {
             self.number("SELECT count() AS n FROM dead_letters").await,
             dead_letters
         );
+    }
+
+    /// The stream's identity, the value of the column `stream`.
+    pub async fn stream(&self) -> String {
+        let stream = self.nats.jetstream().await.get_stream("ANALYTICS").await;
+        StreamId::of(&stream.unwrap()).to_string()
     }
 
     /// Publishes to `fechatter.analytics.` and the rest of a subject; returns the
