@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod embedded;
+pub mod guarantees;
 pub mod migrations;
 pub mod native;
 pub mod schema;

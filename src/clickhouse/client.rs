@@ -15,6 +15,7 @@ use crate::config::{Address, Server};
 pub struct ClickHouse {
     client: Client,
     address: Address,
+    user: String,
     database: String,
 }
 
@@ -41,6 +42,23 @@ const END_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long any other statement of the daemon's own may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What every insert asks for beside its token. `guarantees` looks whether the server
+/// grants it.
+pub const INSERT_SETTINGS: [(&str, &str); 6] = [
+    // Answer when the rows are stored, not when they are queued.
+    ("async_insert", "0"),
+    ("insert_deduplicate", "1"),
+    // Without it a view counts a repeated block again.
+    ("deduplicate_blocks_in_dependent_materialized_views", "1"),
+    // A column that the table lacks would be thrown away.
+    ("input_format_skip_unknown_fields", "0"),
+    // A quiet stream's first batch may hold many days, a partition each in
+    // the views' targets.
+    ("max_partitions_per_insert_block", "0"),
+    // Without it an insert whose view failed would be reported as stored.
+    ("materialized_views_ignore_errors", "0"),
+];
+
 async fn limited<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::time::timeout(TIMEOUT, answer)
         .await
@@ -64,6 +82,7 @@ impl ClickHouse {
         Self {
             client: client.with_database(&server.db_name),
             address,
+            user: server.db_user.clone(),
             database: server.db_name.clone(),
         }
     }
@@ -82,6 +101,10 @@ impl ClickHouse {
         &self.address
     }
 
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
     pub fn database(&self) -> &str {
         &self.database
     }
@@ -89,26 +112,12 @@ impl ClickHouse {
     /// Inserts one block. `token` is the deduplication token: a block that
     /// ClickHouse and its views have already seen under it is dropped.
     pub async fn insert(&self, table: &str, block: &Block, token: &str) -> Result<(), InsertError> {
-        let settings = [
-            // Answer when the rows are stored, not when they are queued.
-            ("async_insert", "0"),
-            ("insert_deduplicate", "1"),
-            ("insert_deduplication_token", token),
-            // Without it a view counts a repeated block again.
-            ("deduplicate_blocks_in_dependent_materialized_views", "1"),
-            // A column that the table lacks would be thrown away.
-            ("input_format_skip_unknown_fields", "0"),
-            // A quiet stream's first batch may hold many days, a partition each in
-            // the views' targets.
-            ("max_partitions_per_insert_block", "0"),
-            // Without it an insert whose view failed would be reported as stored.
-            ("materialized_views_ignore_errors", "0"),
-        ];
         let mut insert = self
             .client
             .insert_formatted_with(format!("INSERT INTO {table} FORMAT Native"))
+            .with_setting("insert_deduplication_token", token)
             .with_timeouts(Some(SEND_TIMEOUT), Some(END_TIMEOUT));
-        for (name, value) in settings {
+        for (name, value) in INSERT_SETTINGS {
             insert = insert.with_setting(name, value);
         }
         insert
@@ -132,6 +141,16 @@ impl ClickHouse {
         let mut query = self.client.query_raw(sql);
         for (name, value) in parameters {
             query = query.param(name, value);
+        }
+        limited(query.fetch_all()).await
+    }
+
+    /// Runs a query, of no database, under the settings of an insert.
+    pub async fn rows_as_insert<T: RowOwned + RowRead>(&self, sql: &str) -> Result<Vec<T>, Error> {
+        let server = self.without_database();
+        let mut query = server.client.query_raw(sql);
+        for (name, value) in INSERT_SETTINGS {
+            query = query.with_setting(name, value);
         }
         limited(query.fetch_all()).await
     }

@@ -10,6 +10,7 @@ mod commands;
 mod contract;
 mod dead_letters;
 mod embedded;
+mod guarantees;
 mod login;
 mod pipeline;
 mod support;

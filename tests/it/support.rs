@@ -4,6 +4,7 @@
 pub mod clickhouse;
 pub mod daemon;
 pub mod nats;
+pub mod rewriting;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
