@@ -4,6 +4,7 @@
 pub mod client;
 pub mod codes;
 pub mod embedded;
+pub mod guarantees;
 pub mod migrations;
 pub mod native;
 pub mod schema;

@@ -20,8 +20,37 @@ pub struct DeadLetter {
     /// What is wrong, for a person.
     pub error: String,
     pub headers: HeaderMap,
-    /// What could not be stored: the message's payload, or the one event's bytes.
+    /// What could not be stored.
     pub payload: Bytes,
+    pub payload_is: PayloadIs,
+}
+
+/// What the bytes of a letter are. Subject and index do not tell: the first event of
+/// a batch message and a batch message that cannot be read have the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PayloadIs {
+    /// The payload of a whole message.
+    Message,
+    /// One event of a batch message.
+    Event,
+}
+
+impl PayloadIs {
+    /// `index` is an event's place in a batch message, `None` for a whole message.
+    pub fn at(index: Option<u32>) -> Self {
+        match index {
+            Some(_) => Self::Event,
+            None => Self::Message,
+        }
+    }
+
+    /// The value of the column `payload_is`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Message => "message",
+            Self::Event => "event",
+        }
+    }
 }
 
 impl DeadLetter {
@@ -41,6 +70,7 @@ impl DeadLetter {
             error: error.to_owned(),
             headers: HeaderMap::new(),
             payload: event.payload.clone(),
+            payload_is: event.payload_is,
         }
     }
 }
@@ -110,6 +140,10 @@ pub fn block(stream: &str, letters: &[DeadLetter]) -> Block {
         .column(
             "payload",
             letters.iter().map(|letter| letter.payload.as_ref()),
+        )
+        .column(
+            "payload_is",
+            letters.iter().map(|letter| letter.payload_is.as_str()),
         );
     block.build()
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::clickhouse::native::{Block, BlockBuilder, Millis};
+use crate::dead_letter::PayloadIs;
 use crate::pb::analytics_event::EventType;
 use crate::pb::{EventContext, GeoLocation, SystemInfo};
 
@@ -37,6 +38,8 @@ pub struct Event {
     pub kind: Option<EventType>,
     /// The event's own bytes, as they were sent.
     pub payload: Bytes,
+    /// Whether they were a message, or one of a batch message.
+    pub payload_is: PayloadIs,
 }
 
 impl Event {

@@ -12,13 +12,14 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::clickhouse::ClickHouse;
+use crate::clickhouse::guarantees::{self, Finding};
 use crate::clickhouse::migrations::MigrationError;
-use crate::clickhouse::schema::{self, NoWindow};
 use crate::config::{Config, Database};
 use crate::http::{self, Health};
 use crate::nats::{self, ConnectError};
 use crate::pipeline::{Pipeline, Progress};
 use crate::retry::{self, Retry};
+use crate::versions::{self, Verdict};
 
 /// How long the embedded ClickHouse may take to close, after what is held was
 /// stored: service managers send SIGKILL after 30 s or more.
@@ -86,6 +87,11 @@ async fn carry(
     };
     let nats = nats?;
     info!(address = %messaging.nats_url, version = nats.server_info().version, "connected to NATS");
+    match versions::NATS.judge(&nats.server_info().version) {
+        Verdict::Fine => {}
+        Verdict::Untried(detail) => warn!("{detail}"),
+        Verdict::TooOld { detail, remedy } => bail!("{detail}: {remedy}"),
+    }
     health.connected(nats.clone());
 
     let preparing = retry::until_ok("preparing ClickHouse", || async {
@@ -108,17 +114,37 @@ async fn prepare(
     clickhouse: &ClickHouse,
     config: &Config,
 ) -> Result<Result<Vec<String>>, MigrationError> {
+    let mut findings = guarantees::of_server(clickhouse).await?;
+    if let Some(refusal) = refusal(&findings) {
+        return Ok(Err(refusal));
+    }
     let done = match super::migrate::apply(clickhouse, config).await {
         Err(changed @ MigrationError::Changed { .. }) => return Ok(Err(changed.into())),
         outcome => outcome?,
     };
-    let tables = schema::without_window(clickhouse).await?;
-    if let Some(NoWindow { table, remedy }) = tables.first() {
-        return Ok(Err(anyhow!(
-            "table `{table}` would count a repeated insert again: run `{remedy}`"
-        )));
+    findings.extend(guarantees::of_tables(clickhouse).await?);
+    if let Some(refusal) = refusal(&findings) {
+        return Ok(Err(refusal));
+    }
+    for Finding { detail, .. } in findings {
+        warn!("{detail}");
     }
     Ok(Ok(done))
+}
+
+/// All that exactly once cannot do without, and what mends it.
+fn refusal(findings: &[Finding]) -> Option<anyhow::Error> {
+    let fatal: Vec<String> = findings
+        .iter()
+        .filter(|finding| finding.fatal)
+        .map(|finding| format!("\n  {}\n    → {}", finding.detail, finding.remedy))
+        .collect();
+    (!fatal.is_empty()).then(|| {
+        anyhow!(
+            "events would not be stored exactly once on this ClickHouse:{}",
+            fatal.concat()
+        )
+    })
 }
 
 /// Runs the pipeline again whenever NATS interrupts it, until `shutdown`.

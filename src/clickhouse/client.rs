@@ -16,6 +16,7 @@ use crate::config::{Address, Config};
 pub struct ClickHouse {
     client: Client,
     address: Address,
+    user: String,
     database: String,
     insert_timeout: Duration,
 }
@@ -42,6 +43,23 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long any other statement of the daemon's own may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What every insert asks for beside its token. `guarantees` looks whether the server
+/// grants it.
+pub const INSERT_SETTINGS: [(&str, &str); 6] = [
+    // Answer when the rows are stored, not when they are queued.
+    ("async_insert", "0"),
+    ("insert_deduplicate", "1"),
+    // Without it a view counts a repeated block again.
+    ("deduplicate_blocks_in_dependent_materialized_views", "1"),
+    // A column that the table lacks would be thrown away.
+    ("input_format_skip_unknown_fields", "0"),
+    // A quiet stream's first batch may hold many days, a partition each in
+    // the views' targets.
+    ("max_partitions_per_insert_block", "0"),
+    // Without it an insert whose view failed would be reported as stored.
+    ("materialized_views_ignore_errors", "0"),
+];
+
 async fn limited<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::time::timeout(TIMEOUT, answer)
         .await
@@ -66,6 +84,7 @@ impl ClickHouse {
         Self {
             client: client.with_database(&server.db_name),
             address,
+            user: server.db_user.clone(),
             database: server.db_name.clone(),
             insert_timeout: config.features.analytics.insert_timeout,
         }
@@ -85,6 +104,10 @@ impl ClickHouse {
         &self.address
     }
 
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
     pub fn database(&self) -> &str {
         &self.database
     }
@@ -93,27 +116,13 @@ impl ClickHouse {
     /// ClickHouse and its views have already seen under it is dropped. It is the
     /// query's id, too: ClickHouse refuses a repeat while an attempt still runs.
     pub async fn insert(&self, table: &str, block: &Block, token: &str) -> Result<(), InsertError> {
-        let settings = [
-            ("query_id", token),
-            // Answer when the rows are stored, not when they are queued.
-            ("async_insert", "0"),
-            ("insert_deduplicate", "1"),
-            ("insert_deduplication_token", token),
-            // Without it a view counts a repeated block again.
-            ("deduplicate_blocks_in_dependent_materialized_views", "1"),
-            // A column that the table lacks would be thrown away.
-            ("input_format_skip_unknown_fields", "0"),
-            // A quiet stream's first batch may hold many days, a partition each in
-            // the views' targets.
-            ("max_partitions_per_insert_block", "0"),
-            // Without it an insert whose view failed would be reported as stored.
-            ("materialized_views_ignore_errors", "0"),
-        ];
         let mut insert = self
             .client
             .insert_formatted_with(format!("INSERT INTO {table} FORMAT Native"))
+            .with_setting("query_id", token)
+            .with_setting("insert_deduplication_token", token)
             .with_timeouts(Some(SEND_TIMEOUT), Some(self.insert_timeout));
-        for (name, value) in settings {
+        for (name, value) in INSERT_SETTINGS {
             insert = insert.with_setting(name, value);
         }
         insert
@@ -137,6 +146,16 @@ impl ClickHouse {
         let mut query = self.client.query_raw(sql);
         for (name, value) in parameters {
             query = query.param(name, value);
+        }
+        limited(query.fetch_all()).await
+    }
+
+    /// Runs a query, of no database, under the settings of an insert.
+    pub async fn rows_as_insert<T: RowOwned + RowRead>(&self, sql: &str) -> Result<Vec<T>, Error> {
+        let server = self.without_database();
+        let mut query = server.client.query_raw(sql);
+        for (name, value) in INSERT_SETTINGS {
+            query = query.with_setting(name, value);
         }
         limited(query.fetch_all()).await
     }

@@ -234,7 +234,10 @@ impl Consumer {
                 after: self.last,
                 reason: error.to_string(),
             })?;
-        let (first, last) = (self.last + 1, info.state.first_sequence.min(sequence) - 1);
+        let (first, last) = (
+            self.last + 1,
+            info.state.first_sequence.min(sequence).saturating_sub(1),
+        );
         // What was gone before anything was read was never this consumer's.
         if self.last == 0 || last < first {
             return Ok(None);

@@ -9,7 +9,9 @@
 mod chaos;
 mod commands;
 mod contract;
+mod dead_letters;
 mod embedded;
+mod guarantees;
 mod inserts;
 mod login;
 mod pipeline;

@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod fake_clickhouse;
 pub mod nats;
 pub mod proxy;
+pub mod rewriting;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use ::clickhouse::Client;
 use ::clickhouse::error::Error;
+use analytics_server::nats::StreamId;
 use bytes::Bytes;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -200,6 +202,12 @@ impl World {
             self.number("SELECT count() AS n FROM dead_letters").await,
             dead_letters
         );
+    }
+
+    /// The stream's identity, the value of the column `stream`.
+    pub async fn stream(&self) -> String {
+        let stream = self.nats.jetstream().await.get_stream("ANALYTICS").await;
+        StreamId::of(&stream.unwrap()).to_string()
     }
 
     /// Publishes to `fechatter.analytics.` and the rest of a subject; returns the

@@ -84,10 +84,6 @@ impl Daemon {
         self.child.id()
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// The most memory that it ever had at a time, in bytes; `None` where the system
     /// does not tell.
     pub fn most_memory(&self) -> Option<u64> {
