@@ -148,7 +148,15 @@ impl Inserter {
         let block = selected.block(&stream.to_string(), batch.bytes);
         let sent_twice = match self.send(part.rows, &block, &token, in_flight).await? {
             Ok(sent_twice) => sent_twice,
-            Err(error) => return Ok(Outcome::Refused(error)),
+            Err(error) => {
+                // An attempt before this one may have been taken, and not answered.
+                self.keep_missing(&mut selected, part).await;
+                return Ok(if selected.is_empty() {
+                    Outcome::Stored { repeated: true }
+                } else {
+                    Outcome::Refused(error)
+                });
+            }
         };
         let repeated = sent_twice || *recovered;
         if repeated {
