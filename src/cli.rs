@@ -11,6 +11,7 @@ mod query;
 mod send;
 mod serve;
 mod telemetry;
+mod verify;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -55,6 +56,8 @@ enum Command {
     Migrate(migrate::Args),
     /// Check configuration, NATS, stream, consumer, ClickHouse and schema, and say what to do
     Check(check::Args),
+    /// Compare what is stored with the stream, and the views with what is stored, and mend it
+    Verify(verify::Args),
     /// Publish sample events
     Send(send::Args),
     /// Look at what could not be stored, publish it again, delete it
@@ -101,6 +104,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Serve => serve::run(load(path)?).await,
         Command::Migrate(args) => migrate::run(args, load(path)?).await,
         Command::Check(args) => check::run(args, path).await,
+        Command::Verify(args) => verify::run(args, load(path)?).await,
         Command::Send(args) => send::run(args, load(path)?).await,
         Command::DeadLetters(args) => dead_letters::run(args, load(path)?).await,
         Command::Query(args) => query::run(args, load(path)?).await,

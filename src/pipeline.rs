@@ -158,16 +158,48 @@ impl Pipeline {
 
     /// Takes the checkpoint, also from an instance that works, and stores what is in
     /// flight. No other instance inserts until the checkpoint is handed over, or
-    /// nobody keeps it any more.
+    /// nobody [keeps](Checkpoint::keep) it any more.
     pub async fn settle(&mut self) -> Result<Arc<Checkpoint>, PipelineError> {
         let lead = self.take_over(true).await?;
         let checkpoint = Arc::clone(&lead.checkpoint);
-        let outcome = tokio::select! {
-            outcome = self.carry(lead, Until::Recovered) => outcome,
-            error = checkpoint.keep() => Err(error.into()),
+        let end = checkpoint.record().await.end().0;
+        self.carry_until(lead, end).await?;
+        Ok(checkpoint)
+    }
+
+    /// Reads the stream again from `first` up to where everything is stored, and
+    /// inserts what ClickHouse does not hold. Cut off half-way, whoever takes the
+    /// checkpoint over goes on with it.
+    pub async fn store_again(
+        &mut self,
+        checkpoint: &Arc<Checkpoint>,
+        first: u64,
+    ) -> Result<(), PipelineError> {
+        let jetstream = jetstream::new(self.nats.clone());
+        let stream = nats::open_stream(&jetstream, &self.config.integrations.messaging).await?;
+        let committed = checkpoint.record().await.committed;
+        checkpoint
+            .change(|record| {
+                record.cut_off(first.saturating_sub(1));
+                // The tokens of before stand for rows that may be gone.
+                record.raise_generation(recover::now_seconds());
+            })
+            .await?;
+        let lead = Lead {
+            jetstream,
+            stream,
+            checkpoint: Arc::clone(checkpoint),
         };
-        self.remember(&checkpoint, &outcome).await;
-        outcome.map(|()| checkpoint)
+        self.carry_until(lead, committed).await
+    }
+
+    /// Carries events up to the sequence `last`, and keeps the checkpoint.
+    async fn carry_until(&mut self, lead: Lead, last: u64) -> Result<(), PipelineError> {
+        let checkpoint = Arc::clone(&lead.checkpoint);
+        tokio::select! {
+            outcome = self.carry(lead, Until::Sequence(last)) => outcome,
+            error = checkpoint.keep() => Err(error.into()),
+        }
     }
 
     /// Waits until it is this instance's turn to write, then makes the checkpoint

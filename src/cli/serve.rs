@@ -177,7 +177,7 @@ async fn keep_running(
 }
 
 /// This instance's name in the checkpoint: for a person, and unlike any other.
-fn owner() -> String {
+pub fn owner() -> String {
     let host = std::env::var("HOSTNAME")
         .or_else(|_| std::fs::read_to_string("/etc/hostname"))
         .unwrap_or_default();

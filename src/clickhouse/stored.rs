@@ -5,6 +5,8 @@ use clickhouse::error::Error;
 use serde::Deserialize;
 
 use super::client::ClickHouse;
+use super::native::Millis;
+use crate::event::Place;
 
 /// A row's origin. The time is part of it: a stream that lost its tail gives the
 /// same sequences to other messages.
@@ -14,6 +16,16 @@ pub struct Origin {
     pub batch_index: u32,
     /// Milliseconds since the Unix epoch.
     pub received_at: i64,
+}
+
+impl Origin {
+    pub fn new(place: Place, received_at: Millis) -> Self {
+        Self {
+            stream_seq: place.0,
+            batch_index: place.1,
+            received_at: received_at.0,
+        }
+    }
 }
 
 /// The rows of `table` with sequences from `first` to `last`.

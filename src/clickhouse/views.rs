@@ -148,6 +148,12 @@ impl View {
         Ok(rows.iter().all(|row| row.different == 1))
     }
 
+    /// The query of the days that the target holds rows of, as `day`.
+    pub fn days(&self) -> String {
+        let (day, table) = (quote_identifier(&self.day), quote_identifier(&self.name));
+        format!("SELECT DISTINCT {day} AS day FROM {table}")
+    }
+
     /// A number for the rows of a day, whatever their order.
     fn digest(&self, source: &str) -> String {
         let columns: Vec<String> = self

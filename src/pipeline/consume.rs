@@ -103,7 +103,22 @@ struct Messages {
     next: u64,
 }
 
+impl Delivery {
+    /// Whether nothing stood behind it in the stream.
+    pub fn is_last(&self) -> bool {
+        matches!(
+            self,
+            Self::EndOfStream | Self::Message { is_last: true, .. }
+        )
+    }
+}
+
 impl Consumer {
+    /// The last stream sequence that was handed on, or is known to be gone.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
     /// Will read `stream` after the sequence `last`.
     ///
     /// A message that the client library cannot take breaks its connection, each

@@ -19,8 +19,8 @@ use crate::clickhouse::{ClickHouse, stored};
 /// How long to go on reading.
 pub enum Until {
     Shutdown(CancellationToken),
-    /// Until what was in flight at the start was read again.
-    Recovered,
+    /// Until this sequence was read, or the end of the stream.
+    Sequence(u64),
 }
 
 impl Until {
@@ -28,7 +28,7 @@ impl Until {
     pub async fn unless_over<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         match self {
             Self::Shutdown(shutdown) => shutdown.run_until_cancelled(work).await,
-            Self::Recovered => Some(work.await),
+            Self::Sequence(_) => Some(work.await),
         }
     }
 }
@@ -53,7 +53,7 @@ impl Reader {
         until: Until,
     ) -> Result<(), PipelineError> {
         let outcome = loop {
-            if matches!(until, Until::Recovered) && self.batcher.is_recovered() {
+            if matches!(until, Until::Sequence(last) if self.consumer.last() >= last) {
                 break Ok(());
             }
             let next = async {
@@ -65,7 +65,15 @@ impl Reader {
             let complete = match until.unless_over(next).await {
                 None => break Ok(()),
                 Some(None) => self.batcher.flush().into_iter().collect(),
-                Some(Some(Ok(delivery))) => self.take(delivery).await,
+                Some(Some(Ok(delivery))) => {
+                    let is_last = delivery.is_last();
+                    let complete = self.take(delivery).await;
+                    if is_last && matches!(until, Until::Sequence(_)) {
+                        send(&batches, complete).await;
+                        break Ok(());
+                    }
+                    complete
+                }
                 Some(Some(Err(error))) => break Err(error.into()),
             };
             if !send(&batches, complete).await {

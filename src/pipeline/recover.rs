@@ -175,7 +175,7 @@ pub async fn ask<T, Answer: Future<Output = Result<T, Error>>>(
     retry::until_ok(what, || question().map_err(|error| describe(&error))).await
 }
 
-fn now_seconds() -> u32 {
+pub fn now_seconds() -> u32 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
     // Until the year 2106.
     since_epoch.map_or(0, |elapsed| elapsed.as_secs() as u32)

@@ -192,12 +192,7 @@ impl Selected<'_> {
     /// ClickHouse may have dropped these because of their age.
     pub fn keep_missing(&mut self, held: &HashSet<Origin>, oldest: i64) {
         let missing = |place: Place, received_at: Millis, age_from: Millis| {
-            let origin = Origin {
-                stream_seq: place.0,
-                batch_index: place.1,
-                received_at: received_at.0,
-            };
-            age_from.0 > oldest && !held.contains(&origin)
+            age_from.0 > oldest && !held.contains(&Origin::new(place, received_at))
         };
         match self {
             Self::Events(events) => {

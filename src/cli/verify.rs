@@ -1,0 +1,283 @@
+//! `verify`: the stored events against the stream and the views against the stored
+//! events.
+
+mod days;
+mod stream;
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use async_nats::Client;
+use serde::Serialize;
+use time::macros::format_description;
+use time::{Date, OffsetDateTime};
+
+use crate::clickhouse::ClickHouse;
+use crate::clickhouse::views::{self, Views};
+use crate::config::Config;
+use crate::nats;
+use crate::pipeline::checkpoint::{self, Checkpoint};
+use crate::pipeline::{Pipeline, Progress};
+use days::Day;
+use stream::Comparison;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// This UTC day alone, as 2026-11-20: events of that day, messages received on it
+    #[arg(long, value_parser = day)]
+    day: Option<Date>,
+
+    /// From this UTC day on
+    #[arg(long, value_parser = day, conflicts_with = "day")]
+    since: Option<Date>,
+
+    /// Insert what is missing from the stream, and build again the days of views that
+    /// differ; an instance that works stands by meanwhile
+    #[arg(long)]
+    repair: bool,
+
+    /// One JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+fn day(text: &str) -> Result<Date, String> {
+    Date::parse(text, format_description!("[year]-[month]-[day]"))
+        .map_err(|_| "not a day such as 2026-11-20".to_owned())
+}
+
+/// The days to look at.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    first: Date,
+    last: Date,
+}
+
+impl Args {
+    /// ClickHouse drops rows by their age, so that days before that are never exact.
+    fn span(&self, config: &Config) -> Span {
+        let today = OffsetDateTime::now_utc().date();
+        let kept = i64::from(config.features.analytics.retention_days.get());
+        let oldest = today - time::Duration::days(kept - 1);
+        // Clocks of producers go ahead by some minutes at most.
+        let newest = today + time::Duration::days(1);
+        let (first, last) = match (self.day, self.since) {
+            (Some(day), _) => (day, day),
+            (None, Some(since)) => (since, newest),
+            (None, None) => (oldest, newest),
+        };
+        Span {
+            first: first.max(oldest),
+            last,
+        }
+    }
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+struct Report {
+    exact: bool,
+    days: Vec<Day>,
+    stream: Comparison,
+    /// Views whose days cannot be told apart.
+    views_not_compared: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repaired: Option<Repaired>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Repaired {
+    events: u64,
+    days_of_views: usize,
+}
+
+pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
+    let config = Arc::new(config);
+    let clickhouse = ClickHouse::new(&config);
+    let nats = nats::connect(&config.integrations.messaging).await?;
+    let verify = Verify {
+        span: args.span(&config),
+        config,
+        nats,
+        clickhouse,
+    };
+    let report = if args.repair {
+        verify.repair().await?
+    } else {
+        verify.report().await?
+    };
+    report.print(args.json)?;
+    Ok(if report.exact {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+struct Verify {
+    config: Arc<Config>,
+    nats: Client,
+    clickhouse: ClickHouse,
+    span: Span,
+}
+
+impl Verify {
+    async fn report(&self) -> Result<Report> {
+        let views = views::of_events(&self.clickhouse).await?;
+        let stream = self.compare_stream().await?;
+        let days = days::compare(&self.clickhouse, &views.by_day, self.span).await?;
+        Ok(Report::new(days, stream, views))
+    }
+
+    async fn compare_stream(&self) -> Result<Comparison> {
+        let messaging = &self.config.integrations.messaging;
+        let jetstream = async_nats::jetstream::new(self.nats.clone());
+        let name = &messaging.jetstream.stream_name;
+        let Some(stream) = nats::find_stream(&jetstream, name).await? else {
+            bail!("stream `{name}` does not exist");
+        };
+        let consumer = &messaging.jetstream.consumer_name;
+        let record = checkpoint::peek(&jetstream, name, consumer).await?;
+        let committed = record.map_or(0, |record| record.committed);
+        let origin = stream::Origin {
+            jetstream,
+            stream,
+            committed,
+        };
+        stream::compare(&self.config, &self.clickhouse, origin, self.span).await
+    }
+
+    /// As [`Verify::report`], with what is wrong put right; no instance inserts
+    /// meanwhile.
+    async fn repair(&self) -> Result<Report> {
+        let mut pipeline = Pipeline::new(
+            Arc::clone(&self.config),
+            self.nats.clone(),
+            self.clickhouse.clone(),
+            super::serve::owner(),
+            Arc::new(Progress::default()),
+        );
+        let checkpoint = pipeline.settle().await?;
+        let report = tokio::select! {
+            report = self.repair_alone(&mut pipeline, &checkpoint) => report,
+            error = checkpoint.keep() => Err(error.into()),
+        };
+        checkpoint.hand_over().await?;
+        report
+    }
+
+    async fn repair_alone(
+        &self,
+        pipeline: &mut Pipeline,
+        checkpoint: &Arc<Checkpoint>,
+    ) -> Result<Report> {
+        let before = self.compare_stream().await?;
+        if let Some(first) = before.first_missing {
+            pipeline.store_again(checkpoint, first).await?;
+        }
+        let views = views::of_events(&self.clickhouse).await?;
+        let mut days_of_views = 0;
+        for day in days::compare(&self.clickhouse, &views.by_day, self.span).await? {
+            for view in &views.by_day {
+                if day.views_that_differ.contains(&view.name) {
+                    view.rebuild(&self.clickhouse, day.day).await?;
+                    days_of_views += 1;
+                }
+            }
+        }
+        let mut report = self.report().await?;
+        report.repaired = Some(Repaired {
+            events: before.missing_events - report.stream.missing_events,
+            days_of_views,
+        });
+        Ok(report)
+    }
+}
+
+impl Report {
+    fn new(days: Vec<Day>, stream: Comparison, views: Views) -> Self {
+        Self {
+            exact: stream.missing_events == 0 && days.iter().all(Day::is_exact),
+            days,
+            stream,
+            views_not_compared: views.others,
+            repaired: None,
+        }
+    }
+
+    fn print(&self, json: bool) -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        if json {
+            writeln!(out, "{}", serde_json::to_string_pretty(self)?)?;
+            return Ok(());
+        }
+        writeln!(out, "{:<12} {:>12} {:>8}  views", "day", "events", "double")?;
+        for day in &self.days {
+            let views = match day.views_that_differ.as_slice() {
+                [] => "exact".to_owned(),
+                names => format!("WRONG: {}", names.join(", ")),
+            };
+            let Day {
+                day,
+                events,
+                double_events,
+                ..
+            } = day;
+            writeln!(out, "{day:<12} {events:>12} {double_events:>8}  {views}")?;
+        }
+        let Comparison {
+            stream,
+            messages,
+            last,
+            missing_events,
+            missing_dead_letters,
+            ..
+        } = &self.stream;
+        writeln!(
+            out,
+            "stream {stream}: {messages} messages up to sequence {last} compared, \
+             {missing_events} events and {missing_dead_letters} dead letters are not stored"
+        )?;
+        if !self.views_not_compared.is_empty() {
+            let names = self.views_not_compared.join(", ");
+            writeln!(out, "not compared, since not partitioned by day: {names}")?;
+        }
+        if let Some(Repaired {
+            events,
+            days_of_views,
+        }) = self.repaired
+        {
+            writeln!(
+                out,
+                "repaired: {events} events inserted, {days_of_views} days of views built again"
+            )?;
+        }
+        writeln!(out, "{}", self.verdict())?;
+        Ok(())
+    }
+
+    fn verdict(&self) -> String {
+        if self.exact {
+            return "exact: every event once, in the rows and in every view".to_owned();
+        }
+        let mut wrong = BTreeSet::new();
+        if self.stream.missing_events > 0 {
+            wrong.insert("events are missing (--repair inserts them)");
+        }
+        if self.days.iter().any(|day| day.double_events > 0) {
+            wrong.insert("events are stored twice (by another writer than analytics-server, or under two streams' names)");
+        }
+        if self
+            .days
+            .iter()
+            .any(|day| !day.views_that_differ.is_empty())
+        {
+            wrong.insert("views differ (--repair builds their days again)");
+        }
+        let wrong: Vec<_> = wrong.into_iter().collect();
+        format!("NOT EXACT: {}", wrong.join("; "))
+    }
+}

@@ -1,0 +1,113 @@
+//! Each day's events, and the views of that day.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clickhouse::Row;
+use serde::{Deserialize, Serialize, Serializer};
+use time::Date;
+
+use super::Span;
+use crate::clickhouse::ClickHouse;
+use crate::clickhouse::views::View;
+
+/// An instance that works inserts while this one reads: a view that differs is
+/// looked at again so often, a second apart.
+const LOOKS: u32 = 10;
+
+#[derive(Debug, Serialize)]
+pub struct Day {
+    #[serde(serialize_with = "as_text")]
+    pub day: Date,
+    pub events: u64,
+    /// Rows of an event beyond its first.
+    pub double_events: u64,
+    pub views_that_differ: Vec<String>,
+}
+
+impl Day {
+    pub fn is_exact(&self) -> bool {
+        self.double_events == 0 && self.views_that_differ.is_empty()
+    }
+}
+
+fn as_text<S: Serializer>(day: &Date, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(day)
+}
+
+/// The days that have events or rows in a view.
+pub async fn compare(clickhouse: &ClickHouse, views: &[View], span: Span) -> Result<Vec<Day>> {
+    let mut days = Vec::new();
+    for day in days_with_rows(clickhouse, views, span).await? {
+        let (events, double_events) = count(clickhouse, day).await?;
+        let mut views_that_differ = Vec::new();
+        for view in views {
+            if !is_exact(clickhouse, view, day).await? {
+                views_that_differ.push(view.name.clone());
+            }
+        }
+        days.push(Day {
+            day,
+            events,
+            double_events,
+            views_that_differ,
+        });
+    }
+    Ok(days)
+}
+
+async fn is_exact(clickhouse: &ClickHouse, view: &View, day: Date) -> Result<bool> {
+    for _ in 1..LOOKS {
+        if view.is_exact(clickhouse, day).await? {
+            return Ok(true);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    Ok(view.is_exact(clickhouse, day).await?)
+}
+
+async fn days_with_rows(clickhouse: &ClickHouse, views: &[View], span: Span) -> Result<Vec<Date>> {
+    #[derive(Row, Deserialize)]
+    struct Found {
+        day: String,
+    }
+    let mut sources = vec!["SELECT toDate(server_ts) AS day FROM analytics_events".to_owned()];
+    sources.extend(views.iter().map(View::days));
+    let found: Vec<Found> = clickhouse
+        .rows(
+            &format!(
+                "SELECT DISTINCT toString(day) AS day FROM ({})
+                 WHERE day BETWEEN {{first:Date}} AND {{last:Date}} ORDER BY day",
+                sources.join(" UNION ALL ")
+            ),
+            &[
+                ("first", &span.first.to_string()),
+                ("last", &span.last.to_string()),
+            ],
+        )
+        .await?;
+    found
+        .iter()
+        .map(|found| super::day(&found.day).map_err(anyhow::Error::msg))
+        .collect()
+}
+
+async fn count(clickhouse: &ClickHouse, day: Date) -> Result<(u64, u64)> {
+    #[derive(Row, Deserialize)]
+    struct Count {
+        events: u64,
+        distinct: u64,
+    }
+    let rows: Vec<Count> = clickhouse
+        .rows(
+            "SELECT count() AS events, uniqExact(stream, stream_seq, batch_index, received_at) AS distinct
+             FROM analytics_events
+             WHERE server_ts >= toDateTime({day:Date}, 'UTC') AND server_ts < toDateTime({day:Date} + 1, 'UTC')",
+            &[("day", &day.to_string())],
+        )
+        .await?;
+    let (events, distinct) = rows
+        .first()
+        .map_or((0, 0), |row| (row.events, row.distinct));
+    Ok((events, events - distinct))
+}

@@ -1,0 +1,208 @@
+//! The messages of the stream, and what ClickHouse holds of each.
+
+use std::collections::HashSet;
+
+use anyhow::{Result, bail};
+use async_nats::jetstream;
+use async_nats::jetstream::stream::Stream;
+use serde::Serialize;
+use time::Date;
+use tracing::warn;
+
+use super::Span;
+use crate::clickhouse::ClickHouse;
+use crate::clickhouse::native::Millis;
+use crate::clickhouse::stored::{self, Origin as RowOrigin};
+use crate::config::Config;
+use crate::dead_letter::DeadLetter;
+use crate::event::Event;
+use crate::nats::StreamId;
+use crate::pipeline::consume::{Consumer, Delivery, Settings};
+use crate::pipeline::decode::{Decoder, Message};
+
+/// Messages compared at a time.
+const CHUNK: usize = 20_000;
+
+/// Interruptions in a row before it is given up.
+const MOST_INTERRUPTIONS: u32 = 5;
+
+/// What there is to compare with.
+pub struct Origin {
+    pub jetstream: jetstream::Context,
+    pub stream: Stream,
+    /// Up to here all is stored, the checkpoint says.
+    pub committed: u64,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub struct Comparison {
+    /// Name and creation time.
+    pub stream: String,
+    pub messages: u64,
+    /// The sequence up to which everything should be stored.
+    pub last: u64,
+    pub missing_events: u64,
+    /// Also those that were purged.
+    pub missing_dead_letters: u64,
+    /// The sequence of the first missing event.
+    pub first_missing: Option<u64>,
+}
+
+/// Reads what the stream still has of `span`, and looks for it in ClickHouse.
+pub async fn compare(
+    config: &Config,
+    clickhouse: &ClickHouse,
+    origin: Origin,
+    span: Span,
+) -> Result<Comparison> {
+    let Origin {
+        jetstream,
+        stream,
+        committed,
+    } = origin;
+    let messaging = &config.integrations.messaging;
+    let max_payload = jetstream.client().server_info().max_payload;
+    let mut settings = Settings::new(messaging, max_payload);
+    // Beside the daemon's own, which this must not touch.
+    settings.name.push_str("-verify");
+    let id = StreamId::of(&stream).to_string();
+    let mut chunk = Chunk {
+        clickhouse,
+        decoder: Decoder::new(
+            &id,
+            &messaging.subjects.analytics_events,
+            &messaging.subjects.analytics_batch,
+        ),
+        oldest: Millis(midnight(span.first)),
+        messages: Vec::new(),
+        found: Comparison {
+            stream: id,
+            last: committed,
+            ..Comparison::default()
+        },
+    };
+    let mut after = 0;
+    let mut interruptions = 0;
+    while after < committed {
+        // One that breaks the connection again and again is fetched in another form.
+        let careful_until = after + u64::from(interruptions > 1);
+        let mut consumer = Consumer::new(
+            jetstream.clone(),
+            stream.clone(),
+            settings.clone(),
+            after,
+            careful_until,
+        );
+        let outcome = read(&mut consumer, &mut chunk, committed, span).await;
+        interruptions = if consumer.last() > after {
+            0
+        } else {
+            interruptions + 1
+        };
+        after = consumer.last();
+        match outcome {
+            Ok(()) => break,
+            Err(Interrupted::Reading(error)) if interruptions < MOST_INTERRUPTIONS => {
+                warn!(error, "reading again from there");
+            }
+            Err(Interrupted::Reading(error)) => bail!(error),
+            Err(Interrupted::Comparing(error)) => return Err(error),
+        }
+    }
+    // It may never have been made.
+    let _ = stream.delete_consumer(&settings.name).await;
+    chunk.compare().await?;
+    Ok(chunk.found)
+}
+
+enum Interrupted {
+    Reading(String),
+    Comparing(anyhow::Error),
+}
+
+async fn read(
+    consumer: &mut Consumer,
+    chunk: &mut Chunk<'_>,
+    committed: u64,
+    span: Span,
+) -> Result<(), Interrupted> {
+    while consumer.last() < committed {
+        let delivery = consumer
+            .next()
+            .await
+            .map_err(|error| Interrupted::Reading(error.to_string()))?;
+        let is_last = delivery.is_last();
+        if let Delivery::Message { message, .. } = delivery
+            && message.sequence <= committed
+        {
+            let received = Millis(message.stored_at.div_euclid(1_000_000)).date();
+            if (span.first..=span.last).contains(&received) {
+                chunk.add(message).await.map_err(Interrupted::Comparing)?;
+            }
+        }
+        if is_last {
+            break;
+        }
+    }
+    Ok(())
+}
+
+struct Chunk<'a> {
+    clickhouse: &'a ClickHouse,
+    decoder: Decoder,
+    /// ClickHouse may have dropped what is older.
+    oldest: Millis,
+    messages: Vec<Message>,
+    found: Comparison,
+}
+
+impl Chunk<'_> {
+    async fn add(&mut self, message: Message) -> Result<()> {
+        self.messages.push(message);
+        if self.messages.len() >= CHUNK {
+            self.compare().await?;
+        }
+        Ok(())
+    }
+
+    async fn compare(&mut self) -> Result<()> {
+        let messages = std::mem::take(&mut self.messages);
+        let (Some(first), Some(last)) = (messages.first(), messages.last()) else {
+            return Ok(());
+        };
+        let (first, last) = (first.sequence, last.sequence);
+        let held = async |table| -> Result<HashSet<RowOrigin>> {
+            let stream = &self.found.stream;
+            let rows = stored::origins(self.clickhouse, table, stream, first, last).await?;
+            Ok(rows.into_iter().collect())
+        };
+        let (events, letters) = (held("analytics_events").await?, held("dead_letters").await?);
+        for message in &messages {
+            let decoded = self.decoder.decode(message);
+            // What ClickHouse refused is a dead letter.
+            let missing_event = |event: &&Event| {
+                let origin = RowOrigin::new(event.place(), event.received_at);
+                event.server_ts >= self.oldest
+                    && !events.contains(&origin)
+                    && !letters.contains(&origin)
+            };
+            let missing_letter = |letter: &&DeadLetter| {
+                !letters.contains(&RowOrigin::new(letter.place(), letter.received_at))
+            };
+            let missing = decoded.events.iter().filter(missing_event).count() as u64;
+            let letters = decoded.dead_letters.iter().filter(missing_letter);
+            self.found.messages += 1;
+            self.found.missing_events += missing;
+            self.found.missing_dead_letters += letters.count() as u64;
+            if missing > 0 {
+                self.found.first_missing.get_or_insert(message.sequence);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The day's first instant, in milliseconds since the Unix epoch.
+fn midnight(day: Date) -> i64 {
+    day.midnight().assume_utc().unix_timestamp() * 1000
+}
