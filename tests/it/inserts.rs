@@ -29,7 +29,7 @@ async fn start(world: &World, analytics: &str) -> (FakeClickHouse, Daemon) {
 /// Every event of `codes` is stored once, by the third attempt of its insert.
 async fn stored_by_the_third_attempt(codes: &[(u16, &str)], message: &str) {
     let world = World::new().await;
-    let analytics = "batch_size: 1, flush_interval_seconds: 0.1";
+    let analytics = "batch_size: 1, max_in_flight: 8, flush_interval_seconds: 0.1";
     let (fake, daemon) = start(&world, analytics).await;
     for (code, name) in codes {
         let answer = Fate::code(*code, message, name);
