@@ -16,3 +16,4 @@ mod inserts;
 mod login;
 mod pipeline;
 mod support;
+mod verify;

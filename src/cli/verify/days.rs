@@ -69,15 +69,15 @@ async fn is_exact(clickhouse: &ClickHouse, view: &View, day: Date) -> Result<boo
 async fn days_with_rows(clickhouse: &ClickHouse, views: &[View], span: Span) -> Result<Vec<Date>> {
     #[derive(Row, Deserialize)]
     struct Found {
-        day: String,
+        text: String,
     }
     let mut sources = vec!["SELECT toDate(server_ts) AS day FROM analytics_events".to_owned()];
     sources.extend(views.iter().map(View::days));
     let found: Vec<Found> = clickhouse
         .rows(
             &format!(
-                "SELECT DISTINCT toString(day) AS day FROM ({})
-                 WHERE day BETWEEN {{first:Date}} AND {{last:Date}} ORDER BY day",
+                "SELECT DISTINCT toString(day) AS text FROM ({})
+                 WHERE day BETWEEN {{first:Date}} AND {{last:Date}} ORDER BY text",
                 sources.join(" UNION ALL ")
             ),
             &[
@@ -88,7 +88,7 @@ async fn days_with_rows(clickhouse: &ClickHouse, views: &[View], span: Span) -> 
         .await?;
     found
         .iter()
-        .map(|found| super::day(&found.day).map_err(anyhow::Error::msg))
+        .map(|found| super::day(&found.text).map_err(anyhow::Error::msg))
         .collect()
 }
 

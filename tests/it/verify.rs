@@ -1,0 +1,100 @@
+//! `verify`: what is wrong is found, and what can be mended is.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::pipeline::{event, publish_samples};
+use crate::support::World;
+use crate::support::clickhouse::{Server, command as clickhouse, lasting_port};
+use crate::support::daemon::{Daemon, command};
+use crate::support::nats::Nats;
+
+const EVENTS: u64 = 3000;
+
+/// The exit code of `verify`, and its report.
+fn verify(config: &Path, arguments: &[&str]) -> (i32, Value) {
+    let output = command(config)
+        .args(["verify", "--json"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    let report = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    (output.status.code().unwrap(), report)
+}
+
+#[tokio::test]
+async fn a_part_that_clickhouse_lost_is_found_and_filled_also_where_its_token_is_known() {
+    let port = lasting_port();
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::spawn(&mut clickhouse(dir.path(), port));
+    let world = World::with_servers(Nats::start().await, &server.url);
+    let config = world.config("batch_size: 500, flush_interval_seconds: 0.1", "");
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    publish_samples(&world, EVENTS as usize).await;
+    world.publish("app.start", b"\xff".as_slice()).await;
+    world.settled(EVENTS, 1).await;
+    let (code, report) = verify(&config, &[]);
+    assert_eq!((code, &report["exact"]), (0, &true.into()), "{report}");
+    assert_eq!(report["stream"]["messages"], EVENTS + 1);
+
+    // As if they had never been committed; the log of their tokens stays.
+    world
+        .clickhouse()
+        .query("SYSTEM STOP MERGES")
+        .execute()
+        .await
+        .unwrap();
+    let parts = world
+        .rows("SELECT any(path) AS path FROM system.parts WHERE active AND database = currentDatabase() AND table IN ('analytics_events', 'session_totals') GROUP BY table")
+        .await;
+    daemon.stop().await;
+    server.kill9();
+    for part in &parts {
+        std::fs::remove_dir_all(part["path"].as_str().unwrap()).unwrap();
+    }
+    let _server = Server::spawn(&mut clickhouse(dir.path(), port));
+
+    let stored = world.stored().await;
+    assert!(stored < EVENTS);
+    let (code, report) = verify(&config, &[]);
+    assert_eq!((code, &report["exact"]), (1, &false.into()), "{report}");
+    assert_eq!(report["stream"]["missing_events"], EVENTS - stored);
+    let differ = report["days"][0]["views_that_differ"].to_string();
+    assert!(differ.contains("session_totals"), "{report}");
+
+    // A daemon at work stands by meanwhile, and goes on afterwards.
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    let (code, report) = verify(&config, &["--repair"]);
+    assert_eq!((code, &report["exact"]), (0, &true.into()), "{report}");
+    assert_eq!(report["repaired"]["events"], EVENTS - stored);
+    daemon.logs("standing by").await;
+    world.publish("app.start", event("after")).await;
+    world.settled(EVENTS + 1, 1).await;
+    world.views_equal_a_recount().await;
+    let (code, report) = verify(&config, &[]);
+    assert_eq!(code, 0, "{report}");
+}
+
+#[tokio::test]
+async fn an_event_that_is_stored_twice_is_told_of_and_left() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    world.publish("app.start", event("a")).await;
+    world.settled(1, 0).await;
+    let twice = "INSERT INTO analytics_events SELECT * FROM analytics_events";
+    world.clickhouse().query(twice).execute().await.unwrap();
+    let (code, report) = verify(&config, &["--repair"]);
+    assert_eq!((code, &report["days"][0]["double_events"]), (1, &1.into()));
+    let text = command(&config).arg("verify").output().unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(
+        text.contains("NOT EXACT: events are stored twice"),
+        "{text}"
+    );
+}
