@@ -5,6 +5,7 @@
 
 mod check;
 mod clickhouse;
+mod dead_letters;
 mod migrate;
 mod query;
 mod send;
@@ -56,6 +57,8 @@ enum Command {
     Check(check::Args),
     /// Publish sample events
     Send(send::Args),
+    /// Look at what could not be stored, publish it again, delete it
+    DeadLetters(dead_letters::Args),
     /// Run a query and print its result, on machines without clickhouse-client
     Query(query::Args),
     /// Serve ClickHouse's HTTP interface over the embedded engine
@@ -99,6 +102,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Migrate(args) => migrate::run(args, load(path)?).await,
         Command::Check(args) => check::run(args, path).await,
         Command::Send(args) => send::run(args, load(path)?).await,
+        Command::DeadLetters(args) => dead_letters::run(args, load(path)?).await,
         Command::Query(args) => query::run(args, load(path)?).await,
         Command::Clickhouse(args) => clickhouse::run(args).await.map(|()| ExitCode::SUCCESS),
     }

@@ -2,9 +2,13 @@
 //! itself for machines that have no server.
 
 pub mod client;
+pub mod codes;
 pub mod embedded;
+pub mod guarantees;
 pub mod migrations;
 pub mod native;
 pub mod schema;
+pub mod stored;
+pub mod views;
 
 pub use client::{ClickHouse, InsertError};

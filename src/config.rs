@@ -264,7 +264,7 @@ pub struct Features {
     pub analytics: Analytics,
 }
 
-/// How events are batched and how long rows are kept.
+/// How events are batched, inserted and kept, and by which instance.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Analytics {
@@ -281,6 +281,24 @@ pub struct Analytics {
         deserialize_with = "values::flush_interval"
     )]
     pub flush_interval: Duration,
+    /// Inserts under way at a time: ClickHouse works on one while the next arrives.
+    /// Default 2.
+    #[serde(deserialize_with = "values::max_in_flight")]
+    pub max_in_flight: NonZeroUsize,
+    /// Seconds that an insert may take after its last byte, before it is sent again.
+    /// Default 120.
+    #[serde(
+        rename = "insert_timeout_seconds",
+        deserialize_with = "values::insert_timeout"
+    )]
+    pub insert_timeout: Duration,
+    /// Seconds without a word from the instance that works, after which another
+    /// one takes over. Default 10.
+    #[serde(
+        rename = "lease_timeout_seconds",
+        deserialize_with = "values::lease_timeout"
+    )]
+    pub lease_timeout: Duration,
     /// Days that ClickHouse keeps rows. Default 90.
     pub retention_days: NonZeroU16,
 }
@@ -291,6 +309,9 @@ impl Default for Analytics {
             batch_size: const { NonZeroUsize::new(50_000).unwrap() },
             batch_max_bytes: ByteSize::mib(32),
             flush_interval: Duration::from_secs(1),
+            max_in_flight: const { NonZeroUsize::new(2).unwrap() },
+            insert_timeout: Duration::from_secs(120),
+            lease_timeout: Duration::from_secs(10),
             retention_days: const { NonZeroU16::new(90).unwrap() },
         }
     }

@@ -5,6 +5,7 @@ use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
 
 use crate::clickhouse::native::{Block, BlockBuilder, Millis};
+use crate::event::{Event, Place};
 
 #[derive(Debug, Clone)]
 pub struct DeadLetter {
@@ -19,8 +20,59 @@ pub struct DeadLetter {
     /// What is wrong, for a person.
     pub error: String,
     pub headers: HeaderMap,
-    /// What could not be stored: the message's payload, or the one event's bytes.
+    /// What could not be stored.
     pub payload: Bytes,
+    pub payload_is: PayloadIs,
+}
+
+/// What the bytes of a letter are. Subject and index do not tell: the first event of
+/// a batch message and a batch message that cannot be read have the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PayloadIs {
+    /// The payload of a whole message.
+    Message,
+    /// One event of a batch message.
+    Event,
+}
+
+impl PayloadIs {
+    /// `index` is an event's place in a batch message, `None` for a whole message.
+    pub fn at(index: Option<u32>) -> Self {
+        match index {
+            Some(_) => Self::Event,
+            None => Self::Message,
+        }
+    }
+
+    /// The value of the column `payload_is`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Message => "message",
+            Self::Event => "event",
+        }
+    }
+}
+
+impl DeadLetter {
+    pub fn place(&self) -> Place {
+        Place(self.stream_seq, self.batch_index)
+    }
+
+    /// The letter of an event that was decoded and cannot be stored; without the
+    /// message's headers, which the event does not have.
+    pub fn of_event(event: &Event, reason: Reason, error: &str) -> Self {
+        Self {
+            stream_seq: event.stream_seq,
+            batch_index: event.batch_index,
+            subject: event.subject.clone(),
+            received_at: event.received_at,
+            reason,
+            error: error.to_owned(),
+            headers: HeaderMap::new(),
+            payload: event.payload.clone(),
+            payload_is: event.payload_is,
+        }
+    }
 }
 
 /// Why an event became a dead letter.
@@ -32,6 +84,8 @@ pub enum Reason {
     MissingContext,
     /// The event's context names no client.
     MissingClientId,
+    /// ClickHouse does not take the row.
+    Refused,
 }
 
 impl Reason {
@@ -41,6 +95,7 @@ impl Reason {
             Self::Undecodable => "undecodable",
             Self::MissingContext => "missing_context",
             Self::MissingClientId => "missing_client_id",
+            Self::Refused => "refused",
         }
     }
 }
@@ -85,6 +140,10 @@ pub fn block(stream: &str, letters: &[DeadLetter]) -> Block {
         .column(
             "payload",
             letters.iter().map(|letter| letter.payload.as_ref()),
+        )
+        .column(
+            "payload_is",
+            letters.iter().map(|letter| letter.payload_is.as_str()),
         );
     block.build()
 }

@@ -4,11 +4,18 @@ use std::borrow::Cow;
 
 use async_nats::Subject;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::clickhouse::native::{Block, BlockBuilder, Millis};
+use crate::dead_letter::PayloadIs;
 use crate::pb::analytics_event::EventType;
 use crate::pb::{EventContext, GeoLocation, SystemInfo};
+
+/// A row's place in the stream: its message's sequence, and its index inside a
+/// batch message. In JSON, `[sequence, index]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Place(pub u64, pub u32);
 
 /// A decoded event with what the stream knows of the message that carried it.
 #[derive(Debug, Clone)]
@@ -29,11 +36,26 @@ pub struct Event {
     pub context: EventContext,
     /// `None` for a type that this build does not know.
     pub kind: Option<EventType>,
-    /// The event's own bytes where `kind` is `None`, else empty.
+    /// The event's own bytes, as they were sent.
     pub payload: Bytes,
+    /// Whether they were a message, or one of a batch message.
+    pub payload_is: PayloadIs,
 }
 
 impl Event {
+    pub fn place(&self) -> Place {
+        Place(self.stream_seq, self.batch_index)
+    }
+
+    /// What is stored beside the columns: the bytes of an event whose type this
+    /// build does not know.
+    fn unknown_payload(&self) -> &[u8] {
+        match self.kind {
+            Some(_) => &[],
+            None => &self.payload,
+        }
+    }
+
     fn system(&self, field: fn(&SystemInfo) -> &str) -> &str {
         self.context.system.as_ref().map_or("", field)
     }
@@ -73,7 +95,7 @@ const ROW_OVERHEAD: usize = 200;
 ///
 /// `bytes` is the size of the messages that carried them, for a good first
 /// allocation. The same events always give the same bytes.
-pub fn block(stream: &str, events: &[Event], bytes: usize) -> Block {
+pub fn block(stream: &str, events: &[&Event], bytes: usize) -> Block {
     let mut block = BlockBuilder::new(events.len(), bytes + events.len() * ROW_OVERHEAD);
 
     /// A column of every event.
@@ -185,7 +207,7 @@ pub fn block(stream: &str, events: &[Event], bytes: usize) -> Block {
     of!(BotResponse, "bot_response_success", e => e.success);
     of!(BotResponse, "bot_response_error_message", e => e.error_message.as_str());
 
-    each!("payload", e => e.payload.as_ref());
+    each!("payload", e => e.unknown_payload());
 
     block.build()
 }

@@ -51,12 +51,11 @@ impl Health {
 
     /// Rows and dead letters stored since the process started.
     pub fn counts(&self) -> (u64, u64) {
-        let Progress {
-            stored,
-            dead_letters,
-            ..
-        } = &*self.progress;
-        (stored.load(Relaxed), dead_letters.load(Relaxed))
+        let progress = &self.progress;
+        (
+            progress.stored.load(Relaxed),
+            progress.dead_letters.load(Relaxed),
+        )
     }
 
     async fn report(&self) -> (StatusCode, Value) {
@@ -77,14 +76,20 @@ impl Health {
             .ok_or_else(|| "not running".to_owned());
         let healthy = nats.is_ok() && clickhouse.is_ok() && pipeline.is_ok();
         let (stored, dead_letters) = self.counts();
+        let expired = self.progress.expired.load(Relaxed);
+        let role = match self.progress.is_standing_by() {
+            true => "standby",
+            false => "active",
+        };
         let report = json!({
             "status": if healthy { "healthy" } else { "unhealthy" },
             "service": "analytics-server",
             "version": env!("CARGO_PKG_VERSION"),
+            "role": role,
             "nats": told(nats),
             "clickhouse": told(clickhouse),
             "pipeline": told(pipeline),
-            "events": { "stored": stored, "dead_letters": dead_letters },
+            "events": { "stored": stored, "dead_letters": dead_letters, "expired": expired },
         });
         let status = if healthy {
             StatusCode::OK

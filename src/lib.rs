@@ -12,7 +12,7 @@
 //!
 //! Around it: [`config`] (`analytics.yml`), [`cli`] (a file a command), [`http`]
 //! (health), [`pb`] (the wire contract), [`sample`] (made-up events for `send`),
-//! [`retry`] (waiting for a server, and saying so once).
+//! [`retry`] (waiting for a server, and saying so once), [`versions`] (of servers).
 //!
 //! A step knows its neighbour's type and nothing else; decoding and batching do
 //! no I/O and have no clock. `ARCHITECTURE.md` says why it is exactly once.
@@ -28,3 +28,4 @@ pub mod pb;
 pub mod pipeline;
 pub mod retry;
 pub mod sample;
+pub mod versions;

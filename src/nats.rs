@@ -1,5 +1,6 @@
-//! NATS: the connection and the stream.
+//! NATS: the connection, the stream and its messages.
 
+mod message;
 mod stream;
 mod subjects;
 
@@ -14,6 +15,7 @@ use tracing::{debug, info, warn};
 use crate::config::Messaging;
 use crate::retry::Retry;
 
+pub use message::{StoredMessage, StoredMessageError, nanoseconds, stored_message};
 pub use stream::{Difference, StreamError, StreamId, differences, find_stream, open_stream};
 pub use subjects::covering_set;
 

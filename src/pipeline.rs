@@ -12,35 +12,45 @@ pub mod batch;
 pub mod checkpoint;
 pub mod consume;
 pub mod decode;
+mod fault;
 pub mod insert;
+mod progress;
+mod read;
+pub mod recover;
+mod write;
 
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, Subject};
-use futures_util::StreamExt;
-use futures_util::stream::FuturesOrdered;
+use async_nats::Client;
+use async_nats::jetstream;
+use async_nats::jetstream::stream::Stream;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, enabled, warn};
+use tracing::{debug, info, warn};
 
 use crate::clickhouse::ClickHouse;
 use crate::config::Config;
 use crate::nats::{self, StreamError, StreamId};
-use batch::{Batch, Batcher, Limits};
-use checkpoint::{Checkpoint, CheckpointError, Claim, Recorded};
-use consume::{ConsumeError, Consumer, Delivery};
-use decode::{Decoder, Message};
-use insert::Insert;
+use batch::{Batcher, Limits};
+use checkpoint::{Checkpoint, CheckpointError, Claim, Turn, Written};
+use consume::{ConsumeError, Consumer};
+use decode::Decoder;
+use insert::Inserter;
+use read::{Reader, Until};
+use recover::RecoverError;
+use write::Writer;
 
-/// Inserts under way at a time: ClickHouse works on one while the next arrives.
-const MAX_IN_FLIGHT: usize = 2;
+pub use progress::Progress;
 
-/// The acknowledgement; a lost one costs nothing.
-const ACK: &[u8] = b"+ACK";
+/// How long a stop may take to store what is held: service managers send SIGKILL
+/// after 30 s or more.
+const GRACE: Duration = Duration::from_secs(18);
+
+/// Fruitless runs after which messages are fetched one by one: NATS may have been
+/// away for the first ones.
+const FRUITLESS: u32 = 3;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
@@ -48,6 +58,8 @@ pub enum PipelineError {
     Stream(#[from] StreamError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
     #[error(transparent)]
     Consume(#[from] ConsumeError),
     #[error("acknowledging failed: {0}")]
@@ -60,57 +72,20 @@ impl PipelineError {
     /// Whether running again cannot help, or must not be tried.
     pub fn is_final(&self) -> bool {
         matches!(
-            self,
-            Self::Checkpoint(
-                CheckpointError::Fenced { .. }
-                    | CheckpointError::Forgetful
-                    | CheckpointError::Corrupt { .. }
-            )
+            self.checkpoint(),
+            Some(CheckpointError::Forgetful | CheckpointError::Corrupt { .. })
         )
     }
-}
 
-/// What went through since the process started, in events, and what holds it up.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// Rows in `analytics_events`.
-    pub stored: AtomicU64,
-    /// Rows in `dead_letters`.
-    pub dead_letters: AtomicU64,
-    /// Why the insert under way does not succeed.
-    held_up_by: Mutex<Option<String>>,
-}
-
-impl Progress {
-    /// Why the insert under way does not succeed; `None` when all is well.
-    pub fn held_up_by(&self) -> Option<String> {
-        self.reason().clone()
+    fn is_fenced(&self) -> bool {
+        matches!(self.checkpoint(), Some(CheckpointError::Fenced { .. }))
     }
 
-    /// Lets an insert say why it does not succeed, for as long as it is under way.
-    fn hold_up(&self) -> HoldUp<'_> {
-        HoldUp(self)
-    }
-
-    fn reason(&self) -> MutexGuard<'_, Option<String>> {
-        self.held_up_by
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What an insert said ends with it, also when it is given up half-way.
-struct HoldUp<'a>(&'a Progress);
-
-impl HoldUp<'_> {
-    fn say(&self, reason: String) {
-        *self.0.reason() = Some(reason);
-    }
-}
-
-impl Drop for HoldUp<'_> {
-    fn drop(&mut self) {
-        *self.0.reason() = None;
+    fn checkpoint(&self) -> Option<&CheckpointError> {
+        match self {
+            Self::Checkpoint(error) | Self::Recover(RecoverError::Checkpoint(error)) => Some(error),
+            _ => None,
+        }
     }
 }
 
@@ -122,15 +97,14 @@ pub struct Pipeline {
     /// This instance's name in the checkpoint.
     owner: String,
     progress: Arc<Progress>,
-    /// What the checkpoint said at the start of the last run, if it was taken over.
+    /// What this instance has written to the checkpoint, unless another one has
+    /// taken over since.
+    last: Option<Written>,
+    /// What was committed at the start of the last run.
     last_committed: Option<u64>,
     /// Runs in a row that ended with an error and had stored nothing of what waited.
     fruitless: u32,
 }
-
-/// Fruitless runs after which messages are fetched one by one: NATS may have been
-/// away for the first ones.
-const FRUITLESS: u32 = 3;
 
 impl Pipeline {
     /// `owner` is this instance's name in the checkpoint, unlike any other's.
@@ -147,227 +121,218 @@ impl Pipeline {
             clickhouse,
             owner,
             progress,
+            last: None,
             last_committed: None,
             fruitless: 0,
         }
     }
 
-    /// Carries events until `shutdown`, then stores what is held and returns.
+    /// Carries events until `shutdown`, then stores what is held, hands over and
+    /// returns. While another instance works, it stands by.
     ///
     /// # Errors
     /// After one that is not [final](PipelineError::is_final), run it again.
     pub async fn run(&mut self, shutdown: &CancellationToken) -> Result<(), PipelineError> {
-        let messaging = &self.config.integrations.messaging;
-        let jetstream = async_nats::jetstream::new(self.nats.clone());
-        let stream = nats::open_stream(&jetstream, messaging).await?;
-        let id = StreamId::of(&stream);
-        let info = stream.cached_info();
-        let bucket = checkpoint::open_bucket(&jetstream, info.config.num_replicas).await?;
-        let claim = Claim {
-            owner: &self.owner,
-            had_it: self.last_committed.is_some(),
-            stream: id.clone(),
-            consumer: &messaging.jetstream.consumer_name,
-            last_sequence: info.state.last_sequence,
+        let taking_over = self.take_over(false);
+        let Some(lead) = shutdown.run_until_cancelled(taking_over).await else {
+            return Ok(());
         };
-        let checkpoint = Checkpoint::take_over(bucket, claim).await?;
+        let lead = lead?;
+        let checkpoint = Arc::clone(&lead.checkpoint);
+        let outcome = tokio::select! {
+            outcome = self.carry(lead, Until::Shutdown(shutdown.clone())) => outcome,
+            error = checkpoint.keep() => Err(error.into()),
+            () = grace_over(shutdown) => {
+                warn!("stopping with batches that ClickHouse did not take; they are recorded and go first at the next start");
+                Ok(())
+            }
+        };
+        self.remember(&checkpoint, &outcome).await;
+        if outcome.is_ok()
+            && let Err(error) = checkpoint.hand_over().await
+        {
+            debug!(%error, "the checkpoint was not handed over: others wait for the lease to run out");
+        }
+        outcome
+    }
 
-        let committed = checkpoint.committed();
-        let stood_still = self.last_committed.replace(committed) == Some(committed);
-        let something_waits = info.state.last_sequence > committed;
-        self.fruitless = if stood_still && something_waits {
-            self.fruitless + 1
-        } else {
-            0
+    /// Takes the checkpoint, also from an instance that works, and stores what is in
+    /// flight. No other instance inserts until the checkpoint is handed over, or
+    /// nobody keeps it any more.
+    pub async fn settle(&mut self) -> Result<Arc<Checkpoint>, PipelineError> {
+        let lead = self.take_over(true).await?;
+        let checkpoint = Arc::clone(&lead.checkpoint);
+        let outcome = tokio::select! {
+            outcome = self.carry(lead, Until::Recovered) => outcome,
+            error = checkpoint.keep() => Err(error.into()),
         };
-        let careful_until = if self.fruitless < FRUITLESS {
-            committed
-        } else {
-            warn!(
-                after = committed,
-                "nothing gets through: fetching messages one by one"
-            );
-            let recorded = checkpoint.in_flight().last().map(|range| range.last);
-            recorded.unwrap_or(committed + 1)
+        self.remember(&checkpoint, &outcome).await;
+        outcome.map(|()| checkpoint)
+    }
+
+    /// Waits until it is this instance's turn to write, then makes the checkpoint
+    /// its own.
+    async fn take_over(&self, at_once: bool) -> Result<Lead, PipelineError> {
+        let messaging = &self.config.integrations.messaging;
+        let jetstream = jetstream::new(self.nats.clone());
+        let mut patient = false;
+        loop {
+            let mut stream = nats::open_stream(&jetstream, messaging).await?;
+            let num_replicas = stream.cached_info().config.num_replicas;
+            let bucket = checkpoint::open_bucket(&jetstream, num_replicas).await?;
+            let mut claim = Claim {
+                owner: self.owner.clone(),
+                stream: StreamId::of(&stream),
+                consumer: messaging.jetstream.consumer_name.clone(),
+                lease_timeout: self.config.features.analytics.lease_timeout,
+                at_once,
+            };
+            let turn = checkpoint::wait_for_turn(&bucket, &claim, |owner| {
+                if self.progress.set_standing_by(true) {
+                    info!(owner, "standing by: another instance works");
+                }
+            })
+            .await?;
+            if self.progress.set_standing_by(false) {
+                // That took its time: the stream is not what it was.
+                stream = nats::open_stream(&jetstream, messaging).await?;
+                claim.stream = StreamId::of(&stream);
+            }
+            let is_lost = matches!(turn, Turn::Vacant)
+                && self.last.is_none()
+                && recover::is_known(&self.clickhouse, &claim.stream).await;
+            if is_lost && !patient {
+                warn!(
+                    "there is no checkpoint, though ClickHouse holds rows of this stream: waiting whether an instance still works"
+                );
+                tokio::time::sleep(claim.lease_timeout).await;
+                patient = true;
+                continue;
+            }
+            let taken = Checkpoint::take_over(bucket, claim, turn, self.last.clone()).await?;
+            if let Some(checkpoint) = taken {
+                return Ok(Lead {
+                    jetstream,
+                    stream,
+                    checkpoint: Arc::new(checkpoint),
+                });
+            }
+            // Somebody else wrote in between, or what was read was stale.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Carries events, as the one instance that does.
+    async fn carry(&mut self, lead: Lead, until: Until) -> Result<(), PipelineError> {
+        let Lead {
+            jetstream,
+            stream,
+            checkpoint,
+        } = lead;
+        let reconciling = recover::reconcile(&checkpoint, &jetstream, &stream, &self.clickhouse);
+        let Some(check_until) = until.unless_over(reconciling).await else {
+            return Ok(());
         };
+        let check_until = check_until?;
+        let record = checkpoint.record().await;
+        info!(
+            stream = %checkpoint.stream(),
+            committed = record.committed,
+            in_flight = record.in_flight.len(),
+            "checkpoint taken over"
+        );
+
+        let last_sequence = stream.cached_info().state.last_sequence;
+        let careful_until = self.careful_until(&record, last_sequence);
+        let messaging = &self.config.integrations.messaging;
+        let analytics = &self.config.features.analytics;
         let max_payload = self.nats.server_info().max_payload;
         let settings = consume::Settings::new(messaging, max_payload);
-        let analytics = &self.config.features.analytics;
         let limits = Limits {
             rows: analytics.batch_size.get(),
             bytes: usize::try_from(analytics.batch_max_bytes.as_u64()).unwrap_or(usize::MAX),
             interval: analytics.flush_interval,
         };
+        let stream_id = checkpoint.stream().to_string();
+        let in_flight = record.in_flight.into_iter().map(|recorded| recorded.range);
         let reader = Reader {
-            consumer: Consumer::new(jetstream, stream, settings, committed, careful_until),
             decoder: Decoder::new(
-                &id.to_string(),
+                &stream_id,
                 &messaging.subjects.analytics_events,
                 &messaging.subjects.analytics_batch,
             ),
-            batcher: Batcher::new(limits, checkpoint.in_flight().iter().cloned()),
+            consumer: Consumer::new(
+                jetstream.clone(),
+                stream,
+                settings,
+                record.committed,
+                careful_until,
+            ),
+            batcher: Batcher::new(limits, in_flight),
+            stream: stream_id,
+            clickhouse: self.clickhouse.clone(),
+            progress: Arc::clone(&self.progress),
+        };
+        let inserter = Inserter {
+            clickhouse: self.clickhouse.clone(),
+            jetstream,
+            checkpoint,
+            progress: Arc::clone(&self.progress),
+            retention: Duration::from_secs(u64::from(analytics.retention_days.get()) * 24 * 3600),
+        };
+        let writer = Writer {
+            nats: self.nats.clone(),
+            inserter: Arc::new(inserter),
+            max_in_flight: analytics.max_in_flight.get(),
+            check_until,
         };
         let (sender, batches) = mpsc::channel(1);
-        let reader = AbortOnDropHandle::new(tokio::spawn(reader.run(sender, shutdown.clone())));
-
-        self.write(&id.to_string(), batches, checkpoint).await?;
+        let reader = AbortOnDropHandle::new(tokio::spawn(reader.run(sender, until)));
+        writer.run(batches).await?;
         reader.await.unwrap_or(Err(PipelineError::TaskFailed))
     }
 
-    /// Stores batches as they come, until there are no more.
-    async fn write(
-        &self,
-        stream: &str,
-        mut batches: mpsc::Receiver<Batch>,
-        mut checkpoint: Checkpoint,
-    ) -> Result<(), PipelineError> {
-        let mut in_flight = FuturesOrdered::new();
-        let mut open = true;
-        while open || !in_flight.is_empty() {
-            tokio::select! {
-                batch = batches.recv(), if open && in_flight.len() < MAX_IN_FLIGHT => match batch {
-                    Some(batch) => {
-                        let recorded = checkpoint.record(&batch.range).await?;
-                        let insert = Insert::new(stream, &batch, recorded.token());
-                        in_flight.push_back(self.insert(insert, recorded, batch.ack));
-                    }
-                    None => open = false,
-                },
-                Some(stored) = in_flight.next() => {
-                    let Stored { recorded, ack } = stored?;
-                    checkpoint.commit(recorded).await?;
-                    if let Some(ack) = ack {
-                        self.nats.publish(ack, ACK.into()).await?;
-                    }
-                }
-            }
-        }
-        // An acknowledgement that is still in the client's buffer would go down with it.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.nats.flush()).await;
-        Ok(())
-    }
-
-    /// One insert, on a task of its own so that inserts overlap.
-    fn insert(
-        &self,
-        insert: Insert,
-        recorded: Recorded,
-        ack: Option<Subject>,
-    ) -> impl Future<Output = Result<Stored, PipelineError>> + use<> {
-        let (clickhouse, progress) = (self.clickhouse.clone(), Arc::clone(&self.progress));
-        let task = AbortOnDropHandle::new(tokio::spawn(async move {
-            insert.send(&clickhouse, &progress).await;
-            Stored { recorded, ack }
-        }));
-        async { task.await.map_err(|_| PipelineError::TaskFailed) }
-    }
-}
-
-/// A batch that ClickHouse has and the checkpoint does not know of yet.
-#[must_use = "what is stored is committed, then acknowledged"]
-struct Stored {
-    recorded: Recorded,
-    ack: Option<Subject>,
-}
-
-/// The reading half: consume, decode, batch.
-struct Reader {
-    consumer: Consumer,
-    decoder: Decoder,
-    batcher: Batcher,
-}
-
-impl Reader {
-    /// Sends batches until `shutdown` or an error, and what is held then as the
-    /// last one: what was read before an error has nothing to do with it.
-    async fn run(
-        mut self,
-        batches: mpsc::Sender<Batch>,
-        shutdown: CancellationToken,
-    ) -> Result<(), PipelineError> {
-        let outcome = loop {
-            let complete = tokio::select! {
-                delivery = self.consumer.next() => match delivery {
-                    Ok(delivery) => self.take(delivery),
-                    Err(error) => break Err(error.into()),
-                },
-                () = sleep_until(self.batcher.deadline()) => self.batcher.flush().into_iter().collect(),
-                () = shutdown.cancelled() => break Ok(()),
-            };
-            if !send(&batches, complete).await {
-                // The writing half has ended, and says why.
-                return Ok(());
-            }
+    /// Up to where messages are fetched one by one: past the next ones, where
+    /// nothing of them was stored for some runs.
+    fn careful_until(&mut self, record: &checkpoint::Record, last_sequence: u64) -> u64 {
+        let committed = record.committed;
+        let stood_still = self.last_committed.replace(committed) == Some(committed);
+        let something_waits = last_sequence > committed;
+        self.fruitless = if stood_still && something_waits {
+            self.fruitless + 1
+        } else {
+            0
         };
-        send(&batches, self.batcher.flush().into_iter().collect()).await;
-        outcome
-    }
-
-    fn take(&mut self, delivery: Delivery) -> Vec<Batch> {
-        let Delivery::Message { message, is_last } = delivery else {
-            return self.batcher.end_of_stream();
-        };
-        let decoded = self.decoder.decode(&message);
-        if enabled!(tracing::Level::DEBUG) {
-            log(&message, &decoded);
+        if self.fruitless < FRUITLESS {
+            return committed;
         }
-        let mut complete = self.batcher.push(&message, decoded, Instant::now());
-        if is_last {
-            complete.extend(self.batcher.end_of_stream());
-        }
-        complete
-    }
-}
-
-/// One line an event. Never the payload: it holds what users wrote.
-fn log(message: &Message, decoded: &decode::Decoded) {
-    let (subject, sequence, size) = (
-        message.subject.as_str(),
-        message.sequence,
-        message.payload.len(),
-    );
-    for event in &decoded.events {
-        debug!(subject, sequence, size, event_type = %event.event_type, "event");
-    }
-    for letter in &decoded.dead_letters {
-        debug!(
-            subject,
-            sequence,
-            size,
-            reason = letter.reason.as_str(),
-            "dead letter"
+        warn!(
+            after = committed,
+            "nothing gets through: fetching messages one by one"
         );
+        let recorded = record.in_flight.last().map(|recorded| recorded.range.last);
+        recorded.unwrap_or(committed + 1)
+    }
+
+    async fn remember(&mut self, checkpoint: &Checkpoint, outcome: &Result<(), PipelineError>) {
+        let fenced = matches!(outcome, Err(error) if error.is_fenced());
+        self.last = if fenced {
+            self.last_committed = None;
+            None
+        } else {
+            Some(checkpoint.last().await)
+        };
     }
 }
 
-/// False when nobody takes batches any more.
-async fn send(batches: &mpsc::Sender<Batch>, complete: Vec<Batch>) -> bool {
-    for batch in complete {
-        if batches.send(batch).await.is_err() {
-            return false;
-        }
-    }
-    true
+/// What the instance that works has.
+struct Lead {
+    jetstream: jetstream::Context,
+    stream: Stream,
+    checkpoint: Arc<Checkpoint>,
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_insert_that_was_given_up_holds_nothing_up() {
-        let progress = Progress::default();
-        let insert = progress.hold_up();
-        insert.say("no such table".to_owned());
-        assert_eq!(progress.held_up_by().as_deref(), Some("no such table"));
-        drop(insert);
-        assert_eq!(progress.held_up_by(), None);
-    }
+async fn grace_over(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(GRACE).await;
 }

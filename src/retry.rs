@@ -63,9 +63,9 @@ impl Default for Retry {
 
 /// Tries `attempt` until it works. What goes wrong is logged once a change, not
 /// once a try, and so is the end of it.
-pub async fn until_ok<T, E: Display>(
+pub async fn until_ok<T, E: Display, Attempt: Future<Output = Result<T, E>>>(
     what: &'static str,
-    mut attempt: impl AsyncFnMut() -> Result<T, E>,
+    mut attempt: impl FnMut() -> Attempt,
 ) -> T {
     let mut retry = Retry::new();
     loop {

@@ -10,12 +10,13 @@ use async_nats::jetstream::stream::Stream;
 use serde::Serialize;
 
 use crate::clickhouse::client::{ClickHouse, describe, is_unreachable};
+use crate::clickhouse::guarantees::{self, Topic};
 use crate::clickhouse::migrations::{self, State};
-use crate::clickhouse::schema;
 use crate::config::{Config, Database, Messaging};
 use crate::nats::{self, ConnectError, StreamError, StreamId};
 use crate::pipeline::checkpoint;
 use crate::pipeline::consume::{self, Settings};
+use crate::versions::{self, Verdict};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -158,10 +159,13 @@ async fn check_nats(messaging: &Messaging, repair: bool, report: &mut Report) {
             return;
         }
     };
-    report.ok(
-        "nats",
-        format!("{address}, version {}", client.server_info().version),
-    );
+    let version = client.server_info().version;
+    report.ok("nats", format!("{address}, version {version}"));
+    match versions::NATS.judge(&version) {
+        Verdict::Fine => {}
+        Verdict::Untried(detail) => report.add("nats", Status::Warning, detail, ""),
+        Verdict::TooOld { detail, remedy } => report.add("nats", Status::Failed, detail, remedy),
+    }
 
     let jetstream = jetstream::new(client);
     if let Err(error) = jetstream.query_account().await {
@@ -310,7 +314,7 @@ async fn check_consumer(
 }
 
 async fn check_clickhouse(config: &Config, repair: bool, report: &mut Report) {
-    let clickhouse = ClickHouse::new(&config.server);
+    let clickhouse = ClickHouse::new(config);
     match clickhouse.version().await {
         Ok(version) => report.ok(
             "clickhouse",
@@ -338,6 +342,12 @@ async fn check_clickhouse(config: &Config, repair: bool, report: &mut Report) {
             return;
         }
     }
+    check_guarantees(
+        Topic::Settings,
+        "inserts run under the settings that they ask for",
+        guarantees::of_server(&clickhouse).await,
+        report,
+    );
     if repair && let Err(error) = super::migrate::apply(&clickhouse, config).await {
         report.add("schema", Status::Failed, error.to_string(), "");
         return;
@@ -366,19 +376,38 @@ async fn check_schema(clickhouse: &ClickHouse, report: &mut Report) {
     }
     report.ok("schema", format!("database `{database}` is up to date"));
 
-    match schema::without_window(clickhouse).await {
-        Ok(tables) if tables.is_empty() => {
-            report.ok("deduplication", "every table recognises a repeated insert")
-        }
-        Ok(tables) => {
-            for table in tables {
-                let detail = format!(
-                    "table `{}` would count a repeated insert again",
-                    table.table
-                );
-                report.add("deduplication", Status::Failed, detail, table.remedy);
-            }
-        }
-        Err(error) => report.add("deduplication", Status::Failed, describe(&error), ""),
+    check_guarantees(
+        Topic::Deduplication,
+        "every table recognises a repeated insert",
+        guarantees::of_tables(clickhouse).await,
+        report,
+    );
+}
+
+/// What exactly once rests on: a line each thing that is wrong, else that all is well.
+fn check_guarantees(
+    topic: Topic,
+    fine: &str,
+    findings: Result<Vec<guarantees::Finding>, clickhouse::error::Error>,
+    report: &mut Report,
+) {
+    let name = |topic| match topic {
+        Topic::Version => "clickhouse",
+        Topic::Settings => "settings",
+        Topic::Deduplication => "deduplication",
+    };
+    let findings = match findings {
+        Ok(findings) => findings,
+        Err(error) => return report.add(name(topic), Status::Failed, describe(&error), ""),
+    };
+    if findings.iter().all(|finding| finding.topic != topic) {
+        report.ok(name(topic), fine);
+    }
+    for finding in findings {
+        let status = match finding.fatal {
+            true => Status::Failed,
+            false => Status::Warning,
+        };
+        report.add(name(finding.topic), status, finding.detail, finding.remedy);
     }
 }

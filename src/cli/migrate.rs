@@ -15,7 +15,7 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
-    let clickhouse = ClickHouse::new(&config.server);
+    let clickhouse = ClickHouse::new(&config);
     if args.status {
         return status(&clickhouse).await;
     }

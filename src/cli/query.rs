@@ -17,7 +17,7 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
-    let clickhouse = ClickHouse::new(&config.server);
+    let clickhouse = ClickHouse::new(&config);
     let format = args.format.unwrap_or_else(|| {
         let format = if std::io::stdout().is_terminal() {
             "PrettyCompact"

@@ -245,7 +245,7 @@ async fn wait_until_stored(config: &Config, stream: &str, sent: &Sent) -> Result
     struct Found {
         id: String,
     }
-    let clickhouse = ClickHouse::new(&config.server);
+    let clickhouse = ClickHouse::new(config);
     let (first, last) = (sent.first.to_string(), sent.last.to_string());
     let parameters = [
         ("stream", stream),

@@ -12,17 +12,17 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::clickhouse::ClickHouse;
+use crate::clickhouse::guarantees::{self, Finding};
 use crate::clickhouse::migrations::MigrationError;
-use crate::clickhouse::schema::{self, NoWindow};
 use crate::config::{Config, Database};
 use crate::http::{self, Health};
 use crate::nats::{self, ConnectError};
 use crate::pipeline::{Pipeline, Progress};
 use crate::retry::{self, Retry};
+use crate::versions::{self, Verdict};
 
-/// How long a stop may take to store what is held, and then the embedded
-/// ClickHouse to close: service managers send SIGKILL after 30 s or more.
-const GRACE: Duration = Duration::from_secs(18);
+/// How long the embedded ClickHouse may take to close, after what is held was
+/// stored: service managers send SIGKILL after 30 s or more.
 const ENGINE_GRACE: Duration = Duration::from_secs(5);
 
 pub async fn run(config: Config) -> Result<ExitCode> {
@@ -37,7 +37,7 @@ pub async fn run(config: Config) -> Result<ExitCode> {
             config.server.port
         )
     })?;
-    let clickhouse = ClickHouse::new(&config.server);
+    let clickhouse = ClickHouse::new(&config);
     let progress = Arc::new(Progress::default());
     let health = Arc::new(Health::new(clickhouse.clone(), Arc::clone(&progress)));
     info!(address = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "analytics-server listens");
@@ -54,13 +54,7 @@ pub async fn run(config: Config) -> Result<ExitCode> {
         }
         Database::Server(_) => None,
     };
-    let outcome = tokio::select! {
-        outcome = carry(&config, clickhouse, progress, &health, &shutdown) => outcome,
-        () = grace_over(&shutdown) => {
-            warn!("stopping with batches that ClickHouse did not take; they are recorded and go first at the next start");
-            Ok(())
-        }
-    };
+    let outcome = carry(&config, clickhouse, progress, &health, &shutdown).await;
     if let Some(engine) = engine {
         engine.stop().await;
     }
@@ -80,7 +74,7 @@ async fn carry(
     shutdown: &CancellationToken,
 ) -> Result<()> {
     let messaging = &config.integrations.messaging;
-    let connecting = retry::until_ok("connecting to NATS", async || {
+    let connecting = retry::until_ok("connecting to NATS", || async {
         match nats::connect(messaging).await {
             // Waiting does not bring a file.
             Err(missing @ ConnectError::Credentials { .. }) => Ok(Err(missing)),
@@ -93,9 +87,14 @@ async fn carry(
     };
     let nats = nats?;
     info!(address = %messaging.nats_url, version = nats.server_info().version, "connected to NATS");
+    match versions::NATS.judge(&nats.server_info().version) {
+        Verdict::Fine => {}
+        Verdict::Untried(detail) => warn!("{detail}"),
+        Verdict::TooOld { detail, remedy } => bail!("{detail}: {remedy}"),
+    }
     health.connected(nats.clone());
 
-    let preparing = retry::until_ok("preparing ClickHouse", async || {
+    let preparing = retry::until_ok("preparing ClickHouse", || async {
         prepare(&clickhouse, config).await
     });
     let Some(done) = shutdown.run_until_cancelled(preparing).await else {
@@ -115,17 +114,37 @@ async fn prepare(
     clickhouse: &ClickHouse,
     config: &Config,
 ) -> Result<Result<Vec<String>>, MigrationError> {
+    let mut findings = guarantees::of_server(clickhouse).await?;
+    if let Some(refusal) = refusal(&findings) {
+        return Ok(Err(refusal));
+    }
     let done = match super::migrate::apply(clickhouse, config).await {
         Err(changed @ MigrationError::Changed { .. }) => return Ok(Err(changed.into())),
         outcome => outcome?,
     };
-    let tables = schema::without_window(clickhouse).await?;
-    if let Some(NoWindow { table, remedy }) = tables.first() {
-        return Ok(Err(anyhow!(
-            "table `{table}` would count a repeated insert again: run `{remedy}`"
-        )));
+    findings.extend(guarantees::of_tables(clickhouse).await?);
+    if let Some(refusal) = refusal(&findings) {
+        return Ok(Err(refusal));
+    }
+    for Finding { detail, .. } in findings {
+        warn!("{detail}");
     }
     Ok(Ok(done))
+}
+
+/// All that exactly once cannot do without, and what mends it.
+fn refusal(findings: &[Finding]) -> Option<anyhow::Error> {
+    let fatal: Vec<String> = findings
+        .iter()
+        .filter(|finding| finding.fatal)
+        .map(|finding| format!("\n  {}\n    → {}", finding.detail, finding.remedy))
+        .collect();
+    (!fatal.is_empty()).then(|| {
+        anyhow!(
+            "events would not be stored exactly once on this ClickHouse:{}",
+            fatal.concat()
+        )
+    })
 }
 
 /// Runs the pipeline again whenever NATS interrupts it, until `shutdown`.
@@ -191,11 +210,6 @@ fn stop_on_signals(shutdown: CancellationToken) -> Result<()> {
         std::process::exit(1);
     });
     Ok(())
-}
-
-async fn grace_over(shutdown: &CancellationToken) {
-    shutdown.cancelled().await;
-    tokio::time::sleep(GRACE).await;
 }
 
 /// The embedded ClickHouse, as a child process: it may take the memory of large

@@ -7,15 +7,18 @@ use clickhouse::query::BytesCursor;
 use clickhouse::{Client, Compression, Row, RowOwned, RowRead};
 use secrecy::ExposeSecret;
 
+use super::codes::{self, Class};
 use super::native::Block;
-use crate::config::{Address, Server};
+use crate::config::{Address, Config};
 
 /// A ClickHouse server and the database that the daemon writes to.
 #[derive(Clone)]
 pub struct ClickHouse {
     client: Client,
     address: Address,
+    user: String,
     database: String,
+    insert_timeout: Duration,
 }
 
 /// Why an insert did not say that it worked. The variants are what to do about it.
@@ -25,7 +28,11 @@ pub enum InsertError {
     /// Only the same bytes with the same token may be sent again.
     #[error("outcome unknown: {0}")]
     Unknown(String),
-    /// ClickHouse itself answered with an error.
+    /// A row's value is at fault, and nothing of the block is stored.
+    #[error("{0}")]
+    Refused(String),
+    /// ClickHouse answered with an error that is not the data's fault. Part of the
+    /// block may be stored: only the same bytes with the same token may be sent again.
     #[error("{0}")]
     Unavailable(String),
 }
@@ -33,13 +40,25 @@ pub enum InsertError {
 /// How long ClickHouse may take to accept more bytes of an insert.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long an insert may take after its last byte, its views included. Far
-/// shorter than the time in which as many inserts follow as the deduplication
-/// window holds.
-const END_TIMEOUT: Duration = Duration::from_secs(120);
-
 /// How long any other statement of the daemon's own may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What every insert asks for beside its token. `guarantees` looks whether the server
+/// grants it.
+pub const INSERT_SETTINGS: [(&str, &str); 6] = [
+    // Answer when the rows are stored, not when they are queued.
+    ("async_insert", "0"),
+    ("insert_deduplicate", "1"),
+    // Without it a view counts a repeated block again.
+    ("deduplicate_blocks_in_dependent_materialized_views", "1"),
+    // A column that the table lacks would be thrown away.
+    ("input_format_skip_unknown_fields", "0"),
+    // A quiet stream's first batch may hold many days, a partition each in
+    // the views' targets.
+    ("max_partitions_per_insert_block", "0"),
+    // Without it an insert whose view failed would be reported as stored.
+    ("materialized_views_ignore_errors", "0"),
+];
 
 async fn limited<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::time::timeout(TIMEOUT, answer)
@@ -48,7 +67,8 @@ async fn limited<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T,
 }
 
 impl ClickHouse {
-    pub fn new(server: &Server) -> Self {
+    pub fn new(config: &Config) -> Self {
+        let server = &config.server;
         let address = server.db_url.address();
         let client = Client::default()
             .with_url(address.expose())
@@ -64,7 +84,9 @@ impl ClickHouse {
         Self {
             client: client.with_database(&server.db_name),
             address,
+            user: server.db_user.clone(),
             database: server.db_name.clone(),
+            insert_timeout: config.features.analytics.insert_timeout,
         }
     }
 
@@ -82,33 +104,25 @@ impl ClickHouse {
         &self.address
     }
 
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
     pub fn database(&self) -> &str {
         &self.database
     }
 
     /// Inserts one block. `token` is the deduplication token: a block that
-    /// ClickHouse and its views have already seen under it is dropped.
+    /// ClickHouse and its views have already seen under it is dropped. It is the
+    /// query's id, too: ClickHouse refuses a repeat while an attempt still runs.
     pub async fn insert(&self, table: &str, block: &Block, token: &str) -> Result<(), InsertError> {
-        let settings = [
-            // Answer when the rows are stored, not when they are queued.
-            ("async_insert", "0"),
-            ("insert_deduplicate", "1"),
-            ("insert_deduplication_token", token),
-            // Without it a view counts a repeated block again.
-            ("deduplicate_blocks_in_dependent_materialized_views", "1"),
-            // A column that the table lacks would be thrown away.
-            ("input_format_skip_unknown_fields", "0"),
-            // A quiet stream's first batch may hold many days, a partition each in
-            // the views' targets.
-            ("max_partitions_per_insert_block", "0"),
-            // Without it an insert whose view failed would be reported as stored.
-            ("materialized_views_ignore_errors", "0"),
-        ];
         let mut insert = self
             .client
             .insert_formatted_with(format!("INSERT INTO {table} FORMAT Native"))
-            .with_timeouts(Some(SEND_TIMEOUT), Some(END_TIMEOUT));
-        for (name, value) in settings {
+            .with_setting("query_id", token)
+            .with_setting("insert_deduplication_token", token)
+            .with_timeouts(Some(SEND_TIMEOUT), Some(self.insert_timeout));
+        for (name, value) in INSERT_SETTINGS {
             insert = insert.with_setting(name, value);
         }
         insert
@@ -136,9 +150,45 @@ impl ClickHouse {
         limited(query.fetch_all()).await
     }
 
+    /// Runs a query, of no database, under the settings of an insert.
+    pub async fn rows_as_insert<T: RowOwned + RowRead>(&self, sql: &str) -> Result<Vec<T>, Error> {
+        let server = self.without_database();
+        let mut query = server.client.query_raw(sql);
+        for (name, value) in INSERT_SETTINGS {
+            query = query.with_setting(name, value);
+        }
+        limited(query.fetch_all()).await
+    }
+
     /// Runs any statement and streams what it answers in `format`.
     pub fn stream(&self, sql: &str, format: &str) -> Result<BytesCursor, Error> {
         self.client.query_raw(sql).fetch_bytes(format)
+    }
+
+    /// Which process answers: another one after ClickHouse was started again.
+    ///
+    /// ClickHouse gives its own tables ids that it makes up at its start: a server
+    /// those of the database `system`, the embedded engine the other's.
+    pub async fn process(&self) -> Result<String, Error> {
+        #[derive(Row, serde::Deserialize)]
+        struct Process {
+            process: String,
+        }
+        let rows: Vec<Process> = self
+            .rows(
+                "SELECT arrayStringConcat(arraySort(groupArray(toString(uuid))), ' ') AS process FROM
+                 (
+                     SELECT uuid FROM system.tables WHERE database = 'system' AND name = 'one'
+                     UNION ALL
+                     SELECT uuid FROM system.databases WHERE name = 'INFORMATION_SCHEMA'
+                 )",
+                &[],
+            )
+            .await?;
+        rows.into_iter()
+            .next()
+            .map(|row| row.process)
+            .ok_or(Error::RowNotFound)
     }
 
     /// The server's version: that it answers, and lets the user in.
@@ -158,42 +208,16 @@ impl ClickHouse {
     }
 }
 
-/// Whether an error is ClickHouse's own answer, which always starts with its code.
 fn insert_error(error: Error) -> InsertError {
-    match error {
-        Error::BadResponse(answer) if answer.starts_with("Code: ") => {
-            InsertError::Unavailable(without_data(&answer))
-        }
-        error => InsertError::Unknown(describe(&error)),
+    let Error::BadResponse(answer) = error else {
+        return InsertError::Unknown(describe(&error));
+    };
+    let shown = codes::without_data(&answer);
+    match codes::class_of(&answer) {
+        Class::Refused => InsertError::Refused(shown),
+        Class::Unavailable => InsertError::Unavailable(shown),
+        Class::Unknown => InsertError::Unknown(shown),
     }
-}
-
-/// ClickHouse's answer to an insert, for the log. Where the error is about a
-/// value, ClickHouse quotes it, and it may be what a user wrote: only the code and
-/// its name remain then.
-fn without_data(answer: &str) -> String {
-    let line = first_line(answer);
-    let quotes = [
-        "CANNOT_",
-        "CONSTRAINT",
-        "INCORRECT_DATA",
-        "TYPE_MISMATCH",
-        "TOO_LARGE_",
-    ];
-    if !quotes.iter().any(|name| line.contains(name)) {
-        return line;
-    }
-    let code = line.split('.').next().unwrap_or_default();
-    let name = line.split(['(', ')']).find(|word| {
-        !word.is_empty()
-            && word
-                .bytes()
-                .all(|byte| byte.is_ascii_uppercase() || byte == b'_')
-    });
-    format!(
-        "{code}. ({})",
-        name.unwrap_or("the message is left out, it may quote data")
-    )
 }
 
 /// ClickHouse adds a stack trace where it is set up to.
@@ -227,18 +251,4 @@ pub fn describe(error: &Error) -> String {
 /// Whether nobody answered at all, as opposed to an answer that was an error.
 pub fn is_unreachable(error: &Error) -> bool {
     matches!(error, Error::Network(_) | Error::TimedOut)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_error_that_may_quote_data_is_shown_by_its_code_alone() {
-        let quoting = "Code: 469. DB::Exception: Constraint `c` is violated. Column values: \
-                       login_email = 'ann@example.org'. (VIOLATED_CONSTRAINT) (version 26.7.2.1)";
-        assert_eq!(without_data(quoting), "Code: 469. (VIOLATED_CONSTRAINT)");
-        let harmless = "Code: 241. DB::Exception: Memory limit exceeded. (MEMORY_LIMIT_EXCEEDED) (version 26.7)\nstack";
-        assert_eq!(without_data(harmless), harmless.lines().next().unwrap());
-    }
 }

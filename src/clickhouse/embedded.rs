@@ -6,6 +6,7 @@
 //! - `request`: what URL, headers and form say;
 //! - `compression`: how bodies are packed;
 //! - `running`: bodies both ways, between the network and a blocking thread;
+//! - `query_ids`: that no two of them have the same id;
 //! - `execute`: the request on a connection of its own, in that thread;
 //!   `statement` tells how to run a text, `formats` how to join streamed pieces;
 //! - `engine`: opens, connects, kills, closes; `libchdb`: the C functions;
@@ -18,6 +19,7 @@ mod execute;
 mod formats;
 mod http;
 mod libchdb;
+mod query_ids;
 mod request;
 mod running;
 mod statement;

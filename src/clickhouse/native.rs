@@ -6,6 +6,7 @@
 //! Source: <https://clickhouse.com/docs/reference/formats/Native>.
 
 use bytes::Bytes;
+use time::{Date, OffsetDateTime};
 use uuid::Uuid;
 
 /// A finished block: what one insert sends, and sends again when it must.
@@ -142,6 +143,14 @@ impl Value for Uuid {
 /// Milliseconds since the Unix epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Millis(pub i64);
+
+impl Millis {
+    /// The UTC date.
+    pub fn date(self) -> Date {
+        let time = OffsetDateTime::from_unix_timestamp(self.0.div_euclid(1000));
+        time.map_or(Date::MIN, OffsetDateTime::date)
+    }
+}
 
 impl Value for Millis {
     const TYPE: &'static str = "DateTime64(3, 'UTC')";

@@ -1,5 +1,4 @@
-//! What the tables must be beside what the migrations say: how long they keep
-//! rows, and what exactly once rests on.
+//! What the tables must be beside what the migrations say: how long they keep rows.
 
 use clickhouse::Row;
 use clickhouse::error::Error;
@@ -18,19 +17,16 @@ const RETAINED: [(&str, &str); 7] = [
     ("session_totals", "date"),
 ];
 
-/// The fewest past inserts that a table must recognise a repeat among: many
-/// times the parts that inserts in flight can make.
-const LEAST_WINDOW: u64 = 1000;
-
 #[derive(Row, Deserialize)]
-struct Table {
-    name: String,
-    engine: String,
+pub struct Table {
+    pub name: String,
+    pub engine: String,
     /// The engine with its clauses and settings, as ClickHouse writes them.
-    engine_full: String,
+    pub engine_full: String,
 }
 
-async fn tables(clickhouse: &ClickHouse) -> Result<Vec<Table>, Error> {
+/// All tables of the database: one that an operator added, too, may be a view's target.
+pub async fn tables(clickhouse: &ClickHouse) -> Result<Vec<Table>, Error> {
     clickhouse
         .rows(
             "SELECT name, engine, engine_full FROM system.tables WHERE database = currentDatabase()",
@@ -57,80 +53,4 @@ pub async fn retain(clickhouse: &ClickHouse, days: u16) -> Result<Vec<&'static s
         }
     }
     Ok(altered)
-}
-
-/// A table in which a repeated insert would be stored or counted again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NoWindow {
-    pub table: String,
-    /// The statement that mends it.
-    pub remedy: String,
-}
-
-/// The tables of the database whose deduplication window is missing or too
-/// small. All that hold rows are asked for, so that the target of a view that an
-/// operator added is, too.
-pub async fn without_window(clickhouse: &ClickHouse) -> Result<Vec<NoWindow>, Error> {
-    let tables = tables(clickhouse).await?;
-    Ok(tables
-        .into_iter()
-        .filter(|table| table.engine.ends_with("MergeTree") && table.name != "schema_migrations")
-        .filter(|table| window(&table.engine, &table.engine_full) < LEAST_WINDOW)
-        .map(|table| NoWindow {
-            remedy: format!(
-                "ALTER TABLE {} MODIFY SETTING {} = 10000",
-                super::migrations::quote_identifier(&table.name),
-                setting_of(&table.engine)
-            ),
-            table: table.name,
-        })
-        .collect())
-}
-
-fn setting_of(engine: &str) -> &'static str {
-    if engine.starts_with("Replicated") || engine.starts_with("Shared") {
-        "replicated_deduplication_window"
-    } else {
-        "non_replicated_deduplication_window"
-    }
-}
-
-/// The window in effect, from the engine's settings or ClickHouse's default.
-fn window(engine: &str, engine_full: &str) -> u64 {
-    let setting = setting_of(engine);
-    // Looked for with a space or comma before it: one setting's name ends with the other's.
-    let value = engine_full
-        .split([' ', ','])
-        .skip_while(|word| *word != setting)
-        .nth(2)
-        .and_then(|value| value.parse().ok());
-    let default = if setting == "replicated_deduplication_window" {
-        10_000
-    } else {
-        0
-    };
-    value.unwrap_or(default)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_window_is_read_from_the_settings_of_the_engine() {
-        let plain = "MergeTree PARTITION BY date ORDER BY a SETTINGS index_granularity = 8192";
-        assert_eq!(window("MergeTree", plain), 0);
-        let set = "MergeTree ORDER BY a SETTINGS non_replicated_deduplication_window = 500, index_granularity = 8192";
-        assert_eq!(window("MergeTree", set), 500);
-        assert_eq!(
-            window(
-                "ReplicatedSummingMergeTree",
-                "ReplicatedSummingMergeTree('/a', 'b') ORDER BY a"
-            ),
-            10_000
-        );
-        let replicated =
-            "ReplicatedMergeTree('/a', 'b') SETTINGS replicated_deduplication_window = 7";
-        assert_eq!(window("ReplicatedMergeTree", replicated), 7);
-    }
 }

@@ -107,14 +107,46 @@ pub fn batch_max_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Byt
     Ok(size)
 }
 
-pub fn flush_interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+fn seconds<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    key: &str,
+    (least, most): (f64, f64),
+) -> Result<Duration, D::Error> {
     let seconds = f64::deserialize(deserializer)?;
-    if !(0.001..=3600.0).contains(&seconds) {
+    if !(least..=most).contains(&seconds) {
         return Err(D::Error::custom(format!(
-            "flush_interval_seconds is `{seconds}`, not between 0.001 and 3600"
+            "{key} is `{seconds}`, not between {least} and {most}"
         )));
     }
     Ok(Duration::from_secs_f64(seconds))
+}
+
+pub fn flush_interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    seconds(deserializer, "flush_interval_seconds", (0.001, 3600.0))
+}
+
+pub fn insert_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    // Far shorter than the time in which as many inserts follow as the
+    // deduplication window holds.
+    seconds(deserializer, "insert_timeout_seconds", (1.0, 600.0))
+}
+
+pub fn lease_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    // It is renewed four times in its time, over the network.
+    seconds(deserializer, "lease_timeout_seconds", (1.0, 3600.0))
+}
+
+pub fn max_in_flight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NonZeroUsize, D::Error> {
+    // The deduplication window must hold many times the parts that they can make,
+    // and the record names them all.
+    const MOST: usize = 32;
+    let inserts = NonZeroUsize::deserialize(deserializer)?;
+    if inserts.get() > MOST {
+        return Err(D::Error::custom(format!(
+            "max_in_flight is `{inserts}`, more than {MOST} inserts at a time"
+        )));
+    }
+    Ok(inserts)
 }
 
 pub fn max_age<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

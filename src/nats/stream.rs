@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{self, ErrorCode};
 use time::UtcOffset;
 use time::format_description::well_known::Rfc3339;
@@ -244,6 +244,14 @@ pub fn differences(is: &Config, messaging: &Messaging) -> Vec<Difference> {
             edit,
         );
     }
+    // A full stream that refuses new messages loses none: producers are told.
+    let forgets = is.discard == DiscardPolicy::Old;
+    for (setting, limit) in [("max_msgs", is.max_messages), ("max_bytes", is.max_bytes)] {
+        if forgets && limit > 0 {
+            let edit = format!("nats stream edit {name} --{}=-1", setting.replace('_', "-"));
+            differ(false, setting, limit.to_string(), "-1".to_owned(), edit);
+        }
+    }
     if is.num_replicas < wanted.num_replicas {
         let edit = format!("nats stream edit {name} --replicas={}", wanted.num_replicas);
         differ(
@@ -294,6 +302,8 @@ mod tests {
             max_messages_per_subject: 1,
             storage: StorageType::Memory,
             max_age: Duration::from_secs(3600),
+            max_messages: 1000,
+            max_bytes: 1_000_000,
             allow_direct: false,
             num_replicas: 0,
             ..wanted(&messaging)

@@ -3,123 +3,26 @@
 //!
 //! It is written by compare-and-set before a batch is sent to ClickHouse. A
 //! write that meets a revision which it did not expect means that another
-//! instance took over: the record is the fence, and nothing else is.
+//! instance took over: the record is the fence and the lease, and nothing else is.
+
+mod bucket;
+mod record;
 
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{CreateErrorKind, Entry, Operation, Store, UpdateErrorKind};
-use async_nats::jetstream::stream::StorageType;
-use async_nats::jetstream::{self, kv};
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use async_nats::jetstream::kv::Store;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::decode::Message;
 use crate::nats::StreamId;
+use bucket::{Conflict, read, write};
 
-/// The bucket; a record's key is stream and consumer.
-const BUCKET: &str = "analytics-checkpoints";
+pub use bucket::{open as open_bucket, peek};
+pub use record::{InFlight, Part, Range, Record, Rows};
 
-/// A contiguous run of stream sequences, with when JetStream stored both ends:
-/// a stream that lost its tail gives the same sequences to other messages.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Range {
-    pub first: u64,
-    pub last: u64,
-    /// Nanoseconds since the Unix epoch.
-    pub first_stored_at: i64,
-    /// Nanoseconds since the Unix epoch.
-    pub last_stored_at: i64,
-}
-
-impl Range {
-    pub fn starting_at(message: &Message) -> Self {
-        Self {
-            first: message.sequence,
-            last: message.sequence,
-            first_stored_at: message.stored_at,
-            last_stored_at: message.stored_at,
-        }
-    }
-
-    pub fn extend_to(&mut self, message: &Message) {
-        self.last = message.sequence;
-        self.last_stored_at = message.stored_at;
-    }
-}
-
-/// What stands in the bucket, as JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    /// The instance that writes.
-    pub owner: String,
-    /// The stream's creation time: sequences of a re-created stream are others.
-    pub stream_created: String,
-    /// Raised to insert again, on purpose, what was inserted before.
-    pub generation: u32,
-    /// Everything up to this stream sequence is stored.
-    pub committed: u64,
-    /// Ranges that may have been inserted, in order.
-    pub in_flight: Vec<Range>,
-}
-
-impl Record {
-    fn new(owner: &str, stream: &StreamId) -> Self {
-        Self {
-            owner: owner.to_owned(),
-            stream_created: stream.created.clone(),
-            generation: 0,
-            committed: 0,
-            in_flight: Vec::new(),
-        }
-    }
-
-    /// The record as `owner` takes it over for `stream`, whose last sequence is
-    /// `last_sequence`.
-    fn taken_over(self, owner: &str, stream: &StreamId, last_sequence: u64) -> Self {
-        if self.stream_created != stream.created {
-            warn!(%stream, "the stream is not the one of the checkpoint: starting at its beginning");
-            return Self::new(owner, stream);
-        }
-        if self.committed > last_sequence {
-            // What comes next under these sequences are other messages.
-            warn!(
-                committed = self.committed,
-                last_sequence, "the stream has lost its tail: going on at its end"
-            );
-        }
-        Self {
-            owner: owner.to_owned(),
-            committed: self.committed.min(last_sequence),
-            in_flight: self
-                .in_flight
-                .into_iter()
-                .filter(|range| range.last <= last_sequence)
-                .collect(),
-            ..self
-        }
-    }
-
-    /// Adds a range that is about to be inserted; false when it stands there already.
-    fn begin(&mut self, range: &Range) -> bool {
-        let new = !self.in_flight.contains(range);
-        if new {
-            self.in_flight.push(range.clone());
-        }
-        new
-    }
-
-    /// Takes out a range that is stored, which must be the first one.
-    fn retire(&mut self, range: &Range) {
-        debug_assert_eq!(
-            self.in_flight.first(),
-            Some(range),
-            "ranges are committed in order"
-        );
-        self.in_flight.retain(|other| other != range);
-        self.committed = range.last;
-    }
-}
+/// How often a standby looks at the record: a clean stop hands over within it.
+const LOOK: Duration = Duration::from_millis(250);
 
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
@@ -130,36 +33,96 @@ pub enum CheckpointError {
     #[error("cannot reach the checkpoint: {0}")]
     Unavailable(String),
     #[error(
-        "bucket `{BUCKET}` is in memory or forgets with age, and a lost checkpoint is events twice: \
-         make it again with file storage and no max_age"
+        "bucket `{}` is in memory or forgets with age, and a lost checkpoint is a long comparison with \
+         ClickHouse: make it again with file storage and no max_age",
+        bucket::NAME
     )]
     Forgetful,
-    #[error("the checkpoint `{key}` in bucket `{BUCKET}` cannot be read: {error}")]
+    #[error(
+        "the checkpoint `{key}` in bucket `{}` cannot be read: {error}",
+        bucket::NAME
+    )]
     Corrupt { key: String, error: String },
 }
 
-/// Who takes the record over, and for what.
-#[derive(Debug)]
-pub struct Claim<'a> {
-    /// This instance.
-    pub owner: &'a str,
-    /// It had taken the record over before, in the life of this process.
-    pub had_it: bool,
+/// What a record is found by, and who wants it.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// This instance's name, unlike any other's.
+    pub owner: String,
     pub stream: StreamId,
     /// The durable consumer's name.
-    pub consumer: &'a str,
-    /// The last sequence of the stream now.
-    pub last_sequence: u64,
+    pub consumer: String,
+    /// A record whose revision stands still for this long is nobody's.
+    pub lease_timeout: Duration,
+    /// Takes the record also from an instance that works, which then stands by.
+    pub at_once: bool,
+}
+
+impl Claim {
+    fn key(&self) -> String {
+        bucket::key(&self.stream.name, &self.consumer)
+    }
+}
+
+/// What was found when it was this instance's turn.
+#[derive(Debug)]
+pub enum Turn {
+    /// There is no record.
+    Vacant,
+    Found(Written),
+}
+
+/// A record and the revision under which it stands in the bucket.
+#[derive(Debug, Clone)]
+pub struct Written {
+    pub record: Record,
+    pub revision: u64,
+}
+
+/// Waits until the record is this instance's to take: it is its own, was handed
+/// over, or has stood still for the lease. `standing_by` hears of another owner.
+pub async fn wait_for_turn(
+    store: &Store,
+    claim: &Claim,
+    standing_by: impl Fn(&str),
+) -> Result<Turn, CheckpointError> {
+    // By this clock alone: what another machine's clock says does not matter.
+    let mut seen: Option<(u64, Instant)> = None;
+    loop {
+        let Some(Written { record, revision }) = read(store, &claim.key()).await? else {
+            return Ok(Turn::Vacant);
+        };
+        let still_since = match seen {
+            Some((seen, since)) if seen == revision => since,
+            _ => Instant::now(),
+        };
+        seen = Some((revision, still_since));
+        let free = claim.at_once
+            || record.owner.is_empty()
+            || record.owner == claim.owner
+            || still_since.elapsed() >= claim.lease_timeout;
+        if free {
+            return Ok(Turn::Found(Written { record, revision }));
+        }
+        standing_by(&record.owner);
+        tokio::time::sleep(LOOK.min(claim.lease_timeout / 4)).await;
+    }
 }
 
 /// The record, as this instance owns it.
 #[derive(Debug)]
 pub struct Checkpoint {
     store: Store,
-    key: String,
-    revision: u64,
-    record: Record,
-    stream: StreamId,
+    claim: Claim,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    written: Written,
+    /// When the record was last known to be this instance's.
+    confirmed: Instant,
 }
 
 /// A range that stands in the checkpoint and not yet in ClickHouse, or not for
@@ -167,233 +130,172 @@ pub struct Checkpoint {
 #[must_use = "a recorded range is inserted, then committed"]
 #[derive(Debug)]
 pub struct Recorded {
-    range: Range,
-    token: String,
-}
-
-impl Recorded {
-    /// The deduplication token under which exactly these messages are inserted.
-    pub fn token(&self) -> &str {
-        &self.token
-    }
+    pub in_flight: InFlight,
+    /// It stood there before: it may have been inserted.
+    pub recovered: bool,
 }
 
 impl Checkpoint {
-    /// Takes the record over, or makes it. From now on every other instance that
-    /// writes it fails.
+    /// Makes the record this instance's. From now on every other instance that
+    /// writes it fails. `None` when somebody else wrote it meanwhile.
     ///
-    /// # Errors
-    /// [`CheckpointError::Fenced`] when `claim` says that this instance had taken
-    /// it over before, and another has it now.
-    pub async fn take_over(store: Store, claim: Claim<'_>) -> Result<Self, CheckpointError> {
-        let Claim {
-            owner,
-            had_it,
-            stream,
-            consumer,
-            last_sequence,
-        } = claim;
-        let key = key(&stream.name, consumer);
-        loop {
-            let found = read(&store, &key).await?;
-            if let Some((record, _)) = &found
-                && record.owner != owner
+    /// `found` is what [`wait_for_turn`] found; `last` is what this instance had
+    /// written last, in the life of this process, and it believes that where NATS
+    /// has lost or rolled back the record.
+    pub async fn take_over(
+        store: Store,
+        claim: Claim,
+        found: Turn,
+        last: Option<Written>,
+    ) -> Result<Option<Self>, CheckpointError> {
+        let (mut record, revision) = match (found, last) {
+            (Turn::Vacant, Some(last)) => {
+                warn!("the checkpoint is gone: writing it again as it was");
+                (last.record, None)
+            }
+            (Turn::Vacant, None) => (Record::new(&claim.owner, &claim.stream), None),
+            (Turn::Found(found), Some(last))
+                if found.record.owner == claim.owner && found.revision < last.revision =>
             {
-                if had_it {
-                    return Err(CheckpointError::Fenced {
-                        owner: record.owner.clone(),
-                    });
-                }
-                info!(previous_owner = record.owner, "taking the checkpoint over");
+                warn!("the checkpoint was rolled back: writing it again as it was");
+                (last.record, Some(found.revision))
             }
-            let (record, expected) = match found {
-                None => (Record::new(owner, &stream), None),
-                Some((record, revision)) => (
-                    record.taken_over(owner, &stream, last_sequence),
-                    Some(revision),
-                ),
-            };
-            let value = to_json(&record);
-            let written =
-                match expected {
-                    None => store
-                        .create(&key, value)
-                        .await
-                        .map_err(|error| match error.kind() {
-                            CreateErrorKind::AlreadyExists => None,
-                            _ => Some(error.to_string()),
-                        }),
-                    Some(revision) => store.update(&key, value, revision).await.map_err(|error| {
-                        match error.kind() {
-                            UpdateErrorKind::WrongLastRevision => None,
-                            _ => Some(error.to_string()),
-                        }
-                    }),
-                };
-            match written {
-                Ok(revision) => {
-                    info!(
-                        %stream,
-                        committed = record.committed,
-                        in_flight = record.in_flight.len(),
-                        "checkpoint taken over"
-                    );
-                    return Ok(Self {
-                        store,
-                        key,
-                        revision,
-                        record,
-                        stream,
-                    });
-                }
-                // Somebody else wrote in between, or what was read was stale.
-                Err(None) => tokio::time::sleep(Duration::from_millis(50)).await,
-                Err(Some(error)) => return Err(CheckpointError::Unavailable(error)),
-            }
+            (Turn::Found(found), _) => (found.record, Some(found.revision)),
+        };
+        if record.owner != claim.owner && !record.owner.is_empty() {
+            info!(previous_owner = record.owner, "the lease has run out");
+        }
+        if record.stream_created != claim.stream.created {
+            let gone: Vec<_> = record.in_flight.iter().map(|gone| &gone.range).collect();
+            warn!(
+                stream = %claim.stream, ?gone,
+                "the stream is not the one of the checkpoint: starting at its beginning"
+            );
+            record = Record::new(&claim.owner, &claim.stream);
+        }
+        record.owner.clone_from(&claim.owner);
+        match write(&store, &claim.key(), &record, revision).await? {
+            Ok(revision) => Ok(Some(Self {
+                state: Mutex::new(State {
+                    written: Written { record, revision },
+                    confirmed: Instant::now(),
+                }),
+                store,
+                claim,
+            })),
+            Err(Conflict) => Ok(None),
         }
     }
 
-    /// Everything up to this stream sequence is stored.
-    pub fn committed(&self) -> u64 {
-        self.record.committed
+    pub fn stream(&self) -> &StreamId {
+        &self.claim.stream
     }
 
-    /// Ranges that were recorded and not committed, in order.
-    pub fn in_flight(&self) -> &[Range] {
-        &self.record.in_flight
+    /// The record as it stands.
+    pub async fn record(&self) -> Record {
+        self.state.lock().await.written.record.clone()
     }
 
-    /// Records a range. Only then may it be sent to ClickHouse.
-    pub async fn record(&mut self, range: &Range) -> Result<Recorded, CheckpointError> {
-        if self.record.begin(range) {
-            self.write().await?;
+    /// What a later [take-over](Self::take_over) by this process starts from.
+    pub async fn last(&self) -> Written {
+        self.state.lock().await.written.clone()
+    }
+
+    /// Records a range. Only then may it be sent to ClickHouse. `parts` say how,
+    /// where it is not as a whole.
+    pub async fn begin(
+        &self,
+        range: &Range,
+        parts: Vec<Part>,
+    ) -> Result<Recorded, CheckpointError> {
+        let mut state = self.state.lock().await;
+        let (in_flight, recovered) = state.written.record.begin(range, parts);
+        if !recovered {
+            self.write(&mut state).await?;
         }
         Ok(Recorded {
-            range: range.clone(),
-            token: self.token(range),
+            in_flight,
+            recovered,
         })
     }
 
-    /// Says that a range is stored for good. Ranges are committed in order.
-    pub async fn commit(&mut self, recorded: Recorded) -> Result<(), CheckpointError> {
-        self.record.retire(&recorded.range);
-        self.write().await
+    /// Changes the record. Only then may what it says be done.
+    pub async fn change(&self, change: impl FnOnce(&mut Record)) -> Result<(), CheckpointError> {
+        let mut state = self.state.lock().await;
+        change(&mut state.written.record);
+        self.write(&mut state).await
     }
 
-    fn token(&self, range: &Range) -> String {
-        let Range {
-            first,
-            last,
-            first_stored_at,
-            last_stored_at,
-        } = range;
-        let generation = self.record.generation;
-        format!(
-            "{}/{generation}/{first}@{first_stored_at}-{last}@{last_stored_at}",
-            self.stream
-        )
+    /// Says that ranges are stored for good, in the table and in every view.
+    /// Ranges are committed in order.
+    pub async fn commit(
+        &self,
+        ranges: impl IntoIterator<Item = Range>,
+    ) -> Result<(), CheckpointError> {
+        let mut state = self.state.lock().await;
+        for range in ranges {
+            state.written.record.retire(&range);
+        }
+        self.write(&mut state).await
+    }
+
+    /// Makes sure that the record is still this instance's. An instance that was
+    /// frozen finds out here, before it sends what its successor has sent.
+    pub async fn confirm(&self) -> Result<(), CheckpointError> {
+        self.confirm_after(self.claim.lease_timeout / 2).await
+    }
+
+    /// Keeps the lease while nothing else is written. Ends with an error alone.
+    pub async fn keep(&self) -> CheckpointError {
+        let beat = self.claim.lease_timeout / 4;
+        loop {
+            tokio::time::sleep(beat).await;
+            if let Err(error) = self.confirm_after(beat).await {
+                return error;
+            }
+        }
+    }
+
+    async fn confirm_after(&self, age: Duration) -> Result<(), CheckpointError> {
+        let mut state = self.state.lock().await;
+        if state.confirmed.elapsed() < age {
+            return Ok(());
+        }
+        self.write(&mut state).await
+    }
+
+    /// Gives the record to whoever wants it, with what is in flight.
+    pub async fn hand_over(&self) -> Result<(), CheckpointError> {
+        self.change(|record| record.owner.clear()).await
     }
 
     /// Writes the record if it is still at the revision that this instance wrote.
-    async fn write(&mut self) -> Result<(), CheckpointError> {
-        let value = to_json(&self.record);
-        match self
-            .store
-            .update(&self.key, value.clone(), self.revision)
-            .await
-        {
-            Ok(revision) => {
-                self.revision = revision;
-                return Ok(());
+    async fn write(&self, state: &mut State) -> Result<(), CheckpointError> {
+        let key = self.claim.key();
+        let Written { record, revision } = &mut state.written;
+        match write(&self.store, &key, record, Some(*revision)).await? {
+            Ok(written) => *revision = written,
+            Err(Conflict) => return Err(self.fenced(&key).await),
+        }
+        state.confirmed = Instant::now();
+        Ok(())
+    }
+
+    async fn fenced(&self, key: &str) -> CheckpointError {
+        match read(&self.store, key).await {
+            // A write whose answer was lost, or a bucket that was made again.
+            Ok(Some(found)) if found.record.owner == self.claim.owner => {
+                CheckpointError::Unavailable(
+                    "it is not at the revision that was written".to_owned(),
+                )
             }
-            Err(error) if error.kind() != UpdateErrorKind::WrongLastRevision => {
-                return Err(CheckpointError::Unavailable(error.to_string()));
-            }
-            Err(_) => {}
-        }
-        Err(CheckpointError::Fenced {
-            owner: self.other_owner().await,
-        })
-    }
-
-    /// Who has the record now, for the message.
-    async fn other_owner(&self) -> String {
-        match read(&self.store, &self.key).await {
-            Ok(Some((record, _))) => record.owner,
-            _ => "unknown".to_owned(),
+            Ok(Some(found)) => CheckpointError::Fenced {
+                owner: found.record.owner,
+            },
+            Ok(None) => CheckpointError::Unavailable("it is gone".to_owned()),
+            Err(error) => error,
         }
     }
-}
-
-/// Opens the bucket, and makes it when it is missing: on disk, and with as many
-/// copies as the stream that it speaks of.
-pub async fn open_bucket(
-    jetstream: &jetstream::Context,
-    num_replicas: usize,
-) -> Result<Store, CheckpointError> {
-    if let Ok(store) = jetstream.get_key_value(BUCKET).await {
-        let config = &store.stream.cached_info().config;
-        if config.storage != StorageType::File || !config.max_age.is_zero() {
-            return Err(CheckpointError::Forgetful);
-        }
-        return Ok(store);
-    }
-    let bucket = kv::Config {
-        bucket: BUCKET.to_owned(),
-        description: "What analytics-server has stored, by stream and consumer".to_owned(),
-        history: 1,
-        // Whatever the stream's: a checkpoint that NATS forgets is events twice.
-        storage: StorageType::File,
-        num_replicas,
-        ..Default::default()
-    };
-    jetstream
-        .create_key_value(bucket)
-        .await
-        .map_err(|error| CheckpointError::Unavailable(error.to_string()))
-}
-
-/// The record of a stream and a consumer as it is now, without taking it over.
-pub async fn peek(
-    jetstream: &jetstream::Context,
-    stream: &str,
-    consumer: &str,
-) -> Result<Option<Record>, CheckpointError> {
-    let Ok(store) = jetstream.get_key_value(BUCKET).await else {
-        return Ok(None);
-    };
-    let found = read(&store, &key(stream, consumer)).await?;
-    Ok(found.map(|(record, _)| record))
-}
-
-fn key(stream: &str, consumer: &str) -> String {
-    format!("{stream}.{consumer}")
-}
-
-async fn read(store: &Store, key: &str) -> Result<Option<(Record, u64)>, CheckpointError> {
-    let entry = store
-        .entry(key)
-        .await
-        .map_err(|error| CheckpointError::Unavailable(error.to_string()))?;
-    let Some(Entry {
-        value,
-        revision,
-        operation: Operation::Put,
-        ..
-    }) = entry
-    else {
-        return Ok(None);
-    };
-    let record = serde_json::from_slice(&value).map_err(|error| CheckpointError::Corrupt {
-        key: key.to_owned(),
-        error: error.to_string(),
-    })?;
-    Ok(Some((record, revision)))
-}
-
-fn to_json(record: &Record) -> Bytes {
-    // Strings and numbers cannot fail to become JSON.
-    serde_json::to_vec(record).unwrap_or_default().into()
 }
 
 #[cfg(test)]

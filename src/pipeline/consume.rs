@@ -5,23 +5,17 @@
 //! consumer that somebody deleted. The pipeline then starts again at its
 //! checkpoint, which also finds out whether another instance has taken over.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
-use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{ConsumerErrorKind, Stream};
 use async_nats::jetstream::{self, ErrorCode};
-use async_nats::{HeaderMap, HeaderName, HeaderValue};
-use base64::prelude::{BASE64_STANDARD, Engine};
 use futures_util::StreamExt;
-use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
 use tracing::debug;
 
 use super::decode::Message;
 use crate::config::Messaging;
-use crate::nats::covering_set;
+use crate::nats::{StoredMessage, covering_set, nanoseconds, stored_message};
 
 /// Messages asked for at a time. A few times as many can be on their way, which
 /// must be less than what a subscription holds (65,536), or some would be dropped.
@@ -81,6 +75,8 @@ pub enum Delivery {
     },
     /// Nothing stands in the stream after where the reading started.
     EndOfStream,
+    /// The stream has dropped these sequences before they were read.
+    Expired { first: u64, last: u64 },
 }
 
 /// The durable consumer, read by this instance alone.
@@ -94,6 +90,10 @@ pub struct Consumer {
     careful_until: u64,
     /// `None` until the consumer was put in place.
     messages: Option<Messages>,
+    /// Where the reading starts was compared with where the stream does.
+    start_checked: bool,
+    /// What comes after what was handed on last, known already.
+    held: Option<Delivery>,
 }
 
 struct Messages {
@@ -123,11 +123,23 @@ impl Consumer {
             last,
             careful_until,
             messages: None,
+            start_checked: false,
+            held: None,
         }
     }
 
     /// What comes next. May be dropped while it waits, and called again.
     pub async fn next(&mut self) -> Result<Delivery, ConsumeError> {
+        if let Some(held) = self.take_held() {
+            return Ok(held);
+        }
+        if !self.start_checked {
+            let expired = self.expired_before(u64::MAX).await?;
+            self.start_checked = true;
+            if let Some(expired) = expired {
+                return Ok(expired);
+            }
+        }
         while self.last < self.careful_until {
             match self.fetch().await? {
                 Some(message) => {
@@ -148,6 +160,15 @@ impl Consumer {
             }
         }
         self.receive().await
+    }
+
+    /// The message that was received while something else had to be said first.
+    fn take_held(&mut self) -> Option<Delivery> {
+        let held = self.held.take()?;
+        if let Delivery::Message { message, .. } = &held {
+            self.last = message.sequence;
+        }
+        Some(held)
     }
 
     /// The next message of the pull consumer.
@@ -180,9 +201,8 @@ impl Consumer {
                 continue;
             }
             let stored_at = nanoseconds(info.published);
-            self.last = sequence;
             let jetstream::Message { message, .. } = message;
-            return Ok(Delivery::Message {
+            let message = Delivery::Message {
                 message: Message {
                     sequence,
                     stored_at,
@@ -192,8 +212,45 @@ impl Consumer {
                     reply: message.reply,
                 },
                 is_last,
-            });
+            };
+            let gap = sequence > after + 1 && self.reads_whole_stream();
+            self.held = Some(message);
+            if gap && let Some(expired) = self.expired_before(sequence).await? {
+                return Ok(expired);
+            }
+            if let Some(message) = self.take_held() {
+                return Ok(message);
+            }
         }
+    }
+
+    /// What the stream has dropped after the last sequence and before `sequence`.
+    async fn expired_before(&mut self, sequence: u64) -> Result<Option<Delivery>, ConsumeError> {
+        let info = self
+            .stream
+            .get_info()
+            .await
+            .map_err(|error| ConsumeError::Interrupted {
+                after: self.last,
+                reason: error.to_string(),
+            })?;
+        let (first, last) = (
+            self.last + 1,
+            info.state.first_sequence.min(sequence).saturating_sub(1),
+        );
+        // What was gone before anything was read was never this consumer's.
+        if self.last == 0 || last < first {
+            return Ok(None);
+        }
+        self.last = last;
+        Ok(Some(Delivery::Expired { first, last }))
+    }
+
+    /// Whether a gap in the sequences is something that the stream has dropped, and
+    /// not just messages on other subjects.
+    fn reads_whole_stream(&self) -> bool {
+        let subjects = &self.stream.cached_info().config.subjects;
+        covering_set(subjects.iter().map(String::as_str)) == self.settings.subjects
     }
 
     /// Puts the consumer at `last + 1`; returns how many messages stand there, too.
@@ -244,103 +301,34 @@ impl Consumer {
         Ok(())
     }
 
-    /// The next message, by a request whose answer is JSON, with its headers in a
-    /// form that nothing parses on the way. `None` at the end of the stream.
+    /// The next message, by request. `None` at the end of the stream.
     async fn fetch(&self) -> Result<Option<Message>, ConsumeError> {
-        let mut next: Option<Stored> = None;
+        let stream = &self.stream.cached_info().config.name;
+        let mut next: Option<StoredMessage> = None;
         for subject in &self.settings.subjects {
-            let request = GetMessage {
-                seq: self.last + 1,
-                next_by_subj: subject,
+            let found = stored_message(&self.jetstream, stream, self.last + 1, subject)
+                .await
+                .map_err(|error| ConsumeError::Interrupted {
+                    after: self.last,
+                    reason: error.to_string(),
+                })?;
+            let is_nearer = |found: &StoredMessage| {
+                next.as_ref()
+                    .is_none_or(|next| found.sequence < next.sequence)
             };
-            let api = format!("STREAM.MSG.GET.{}", self.stream.cached_info().config.name);
-            let interrupted = |reason: String| ConsumeError::Interrupted {
-                after: self.last,
-                reason,
-            };
-            match self.jetstream.request(api, &request).await {
-                Ok(Response::Ok(GotMessage { message })) => {
-                    if next.as_ref().is_none_or(|next| message.seq < next.seq) {
-                        next = Some(message);
-                    }
-                }
-                Ok(Response::Err { error })
-                    if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {}
-                Ok(Response::Err { error }) => return Err(interrupted(error.to_string())),
-                Err(error) => return Err(interrupted(error.to_string())),
+            if let Some(found) = found.filter(is_nearer) {
+                next = Some(found);
             }
         }
-        let Some(stored) = next else {
-            return Ok(None);
-        };
-        let undecodable = |error: base64::DecodeError| ConsumeError::Interrupted {
-            after: self.last,
-            reason: error.to_string(),
-        };
-        let headers = BASE64_STANDARD.decode(&stored.hdrs).map_err(undecodable)?;
-        let payload = BASE64_STANDARD.decode(&stored.data).map_err(undecodable)?;
-        Ok(Some(Message {
-            sequence: stored.seq,
-            stored_at: nanoseconds(stored.time),
+        Ok(next.map(|stored| Message {
+            sequence: stored.sequence,
+            stored_at: stored.stored_at,
             subject: stored.subject.into(),
-            headers: readable_headers(&headers),
-            payload: payload.into(),
+            headers: stored.headers,
+            payload: stored.payload,
             reply: None,
         }))
     }
-}
-
-/// A request to `$JS.API.STREAM.MSG.GET`, as nats-server documents it.
-#[derive(Serialize)]
-struct GetMessage<'a> {
-    seq: u64,
-    next_by_subj: &'a str,
-}
-
-#[derive(Deserialize)]
-struct GotMessage {
-    message: Stored,
-}
-
-/// Headers and data are base64, and left out where there are none.
-#[derive(Deserialize)]
-struct Stored {
-    subject: String,
-    seq: u64,
-    #[serde(default)]
-    hdrs: String,
-    #[serde(default)]
-    data: String,
-    #[serde(with = "time::serde::rfc3339")]
-    time: OffsetDateTime,
-}
-
-/// The headers of a message as it stands in the stream, but for those that the
-/// client library refuses: names and values that are not text, or no pair at all.
-fn readable_headers(raw: &[u8]) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    for line in raw.split(|byte| *byte == b'\n').skip(1) {
-        let Some((name, value)) = std::str::from_utf8(line)
-            .ok()
-            .and_then(|line| line.split_once(':'))
-        else {
-            continue;
-        };
-        if !name.is_empty()
-            && let (Ok(name), Ok(value)) = (
-                HeaderName::from_str(name),
-                HeaderValue::from_str(value.trim()),
-            )
-        {
-            headers.append(name, value);
-        }
-    }
-    headers
-}
-
-/// Nanoseconds since the Unix epoch, which reach to the year 2262.
-fn nanoseconds(time: OffsetDateTime) -> i64 {
-    i64::try_from(time.unix_timestamp_nanos()).unwrap_or(i64::MAX)
 }
 
 /// Makes the durable, which must be missing, to read after the sequence `last`.
@@ -381,18 +369,4 @@ fn config(settings: &Settings, last: u64) -> pull::Config {
         subjects => config.filter_subjects = subjects.to_vec(),
     }
     config
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn headers_that_cannot_be_read_are_left_out_and_the_others_kept() {
-        let raw = b"NATS/1.0\r\nNats-Msg-Id: 17\r\nX: \xff\r\nno pair\r\n: nameless\r\nb: 1\r\nb: 2\r\n\r\n";
-        let headers = readable_headers(raw);
-        assert_eq!(headers.len(), 2);
-        assert_eq!(headers.get("Nats-Msg-Id").unwrap().as_str(), "17");
-        assert_eq!(headers.get_all("b").count(), 2);
-    }
 }

@@ -10,7 +10,7 @@ use prost::Message as _;
 use uuid::Uuid;
 
 use crate::clickhouse::native::Millis;
-use crate::dead_letter::{DeadLetter, Reason};
+use crate::dead_letter::{DeadLetter, PayloadIs, Reason};
 use crate::event::{self, Event};
 use crate::pb::AnalyticsEvent;
 
@@ -92,7 +92,7 @@ impl Decoder {
             }
             Err(error) => decoded.dead_letters.push(dead_letter(
                 message,
-                0,
+                None,
                 Reason::Undecodable,
                 error.to_string(),
                 message.payload.clone(),
@@ -112,13 +112,9 @@ impl Decoder {
     ) {
         let batch_index = index.unwrap_or(0);
         let mut refuse = |reason, error: String| {
-            decoded.dead_letters.push(dead_letter(
-                message,
-                batch_index,
-                reason,
-                error,
-                bytes.clone(),
-            ));
+            decoded
+                .dead_letters
+                .push(dead_letter(message, index, reason, error, bytes.clone()));
         };
         let AnalyticsEvent {
             context,
@@ -153,7 +149,8 @@ impl Decoder {
                 Some(kind) => Cow::Borrowed(event::type_name(kind)),
                 None => self.type_from_subject(message, index),
             },
-            payload: if kind.is_none() { bytes } else { Bytes::new() },
+            payload: bytes,
+            payload_is: PayloadIs::at(index),
             context,
             kind,
         });
@@ -198,27 +195,30 @@ impl Decoder {
 /// `BatchRecordEventsRequest` with its events left as bytes: one that cannot be
 /// read does not take its neighbours with it, and an unknown one keeps its bytes.
 #[derive(Clone, PartialEq, prost::Message)]
-struct Batch {
+pub struct Batch {
     #[prost(bytes = "bytes", repeated, tag = "1")]
-    events: Vec<Bytes>,
+    pub events: Vec<Bytes>,
 }
 
+/// `index` is the event's place in a batch message, `None` where the whole message
+/// is the letter.
 fn dead_letter(
     message: &Message,
-    batch_index: u32,
+    index: Option<u32>,
     reason: Reason,
     error: String,
     payload: Bytes,
 ) -> DeadLetter {
     DeadLetter {
         stream_seq: message.sequence,
-        batch_index,
+        batch_index: index.unwrap_or(0),
         subject: message.subject.clone(),
         received_at: Millis(message.stored_at.div_euclid(1_000_000)),
         reason,
         error,
         headers: message.headers.clone(),
         payload,
+        payload_is: PayloadIs::at(index),
     }
 }
 
@@ -328,7 +328,18 @@ mod tests {
             [(1, Reason::MissingContext), (2, Reason::Undecodable)]
         );
         assert_eq!(decoded.dead_letters[1].payload.as_ref(), b"\xff");
+        assert_eq!(decoded.dead_letters[1].payload_is, PayloadIs::Event);
         assert_ne!(decoded.events[0].id, decoded.events[1].id);
+    }
+
+    #[test]
+    fn a_batch_that_cannot_be_read_is_one_letter_with_the_whole_message() {
+        let message = message("fechatter.analytics.batch", Bytes::from_static(b"\xff"));
+        let decoded = decoder().decode(&message);
+        let [letter] = decoded.dead_letters.as_slice() else {
+            panic!("not one letter: {:?}", decoded.dead_letters);
+        };
+        assert_eq!(letter.payload_is, PayloadIs::Message);
     }
 
     #[test]

@@ -1,101 +1,196 @@
-//! Sending a batch to ClickHouse until it says that it has it.
+//! Storing a batch: sending it until ClickHouse says that it has it, and counting
+//! where that may not be true.
+//!
+//! A range goes as a whole, under one token. What was sent more than once is
+//! counted afterwards: ClickHouse writes a token down before the rows are safe, so
+//! that one which was killed in between drops the repeat of rows that it lost. What
+//! is missing goes under a token of its own. What ClickHouse refuses is halved,
+//! down to the rows at fault, which become dead letters. Every such change stands
+//! in the checkpoint before it is done.
 
+mod parts;
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use async_nats::jetstream;
+use time::Date;
 use tracing::{info, warn};
 
-use super::Progress;
 use super::batch::Batch;
-use crate::clickhouse::ClickHouse;
+use super::checkpoint::{Checkpoint, CheckpointError, InFlight, Part, Recorded, Rows};
+use super::fault;
+use super::progress::Progress;
+use super::recover::ask;
 use crate::clickhouse::native::Block;
+use crate::clickhouse::stored::{self, Origin};
+use crate::clickhouse::{ClickHouse, InsertError};
+use crate::nats::stored_message;
 use crate::retry::Retry;
-use crate::{dead_letter, event};
 
-/// A batch as the blocks that carry it. The events are encoded once: what is
-/// sent again is the same bytes.
-#[derive(Debug)]
-pub struct Insert {
-    token: String,
-    events: Option<Block>,
-    dead_letters: Option<Block>,
-    first: u64,
-    last: u64,
-    /// Bytes of the messages.
-    bytes: usize,
+use parts::{Selected, Step};
+pub use parts::{what_is_missing, whole};
+
+/// What every insert needs.
+pub struct Inserter {
+    pub clickhouse: ClickHouse,
+    pub jetstream: jetstream::Context,
+    pub checkpoint: Arc<Checkpoint>,
+    pub progress: Arc<Progress>,
+    /// ClickHouse drops rows that are older, so that they are never missing.
+    pub retention: Duration,
 }
 
-impl Insert {
-    /// `stream` is the stream's identity, the value of the column of that name.
-    pub fn new(stream: &str, batch: &Batch, token: &str) -> Self {
-        let Batch {
-            range,
-            events,
-            dead_letters,
-            bytes,
-            ..
-        } = batch;
-        // ClickHouse takes an empty block for the end of an insert.
-        Self {
-            token: token.to_owned(),
-            events: (!events.is_empty()).then(|| event::block(stream, events, *bytes)),
-            dead_letters: (!dead_letters.is_empty())
-                .then(|| dead_letter::block(stream, dead_letters)),
-            first: range.first,
-            last: range.last,
-            bytes: *bytes,
-        }
-    }
+/// A batch that ClickHouse has and the checkpoint does not know of yet.
+#[must_use = "what is stored is committed, then acknowledged"]
+pub struct Stored {
+    pub batch: Batch,
+    /// Something of it was sent more than once, or may have been.
+    pub repeated: bool,
+}
 
-    /// Returns once ClickHouse has everything. Dead letters go first: their
-    /// range must not be committed without them.
-    pub async fn send(&self, clickhouse: &ClickHouse, progress: &Progress) {
+impl Stored {
+    /// The days of its events.
+    pub fn days(&self) -> BTreeSet<Date> {
+        let events = self.batch.events.iter();
+        events.map(|event| event.server_ts.date()).collect()
+    }
+}
+
+/// How a part came to its end.
+enum Outcome {
+    Stored {
+        repeated: bool,
+    },
+    /// ClickHouse said that it has the rows, and does not.
+    Missing,
+    Refused(String),
+}
+
+impl Inserter {
+    /// Returns once ClickHouse has everything of the batch.
+    ///
+    /// # Errors
+    /// When the checkpoint cannot be written, or is another instance's by now.
+    pub async fn store(&self, batch: Batch, recorded: Recorded) -> Result<Stored, CheckpointError> {
         let started = Instant::now();
-        if let Some(block) = &self.dead_letters {
-            self.insert(clickhouse, "dead_letters", block, progress)
-                .await;
-            progress.dead_letters.fetch_add(block.rows as u64, Relaxed);
-            warn!(
-                first = self.first,
-                last = self.last,
-                dead_letters = block.rows,
-                "dead letters stored"
-            );
-        }
-        let rows = self.events.as_ref().map_or(0, |block| block.rows);
-        if let Some(block) = &self.events {
-            self.insert(clickhouse, "analytics_events", block, progress)
-                .await;
-            progress.stored.fetch_add(rows as u64, Relaxed);
+        let Recorded {
+            mut in_flight,
+            recovered,
+        } = recorded;
+        let mut steps = if in_flight.parts.is_empty() {
+            Step::all(whole(&batch), recovered)
+        } else {
+            Step::all(in_flight.parts.clone(), recovered)
+        };
+        let mut repeated = false;
+        while let Some(step) = steps.front() {
+            match self.take(&batch, &in_flight, step).await? {
+                Outcome::Stored { repeated: it_was } => {
+                    repeated |= it_was;
+                    steps.pop_front();
+                    continue;
+                }
+                Outcome::Missing => {
+                    repeated = true;
+                    warn!(
+                        batch.first = in_flight.range.first,
+                        batch.last = in_flight.range.last,
+                        "ClickHouse has lost rows that it said it has: inserting them again"
+                    );
+                    parts::again(&mut steps);
+                }
+                Outcome::Refused(error) => parts::split(&mut steps, &batch, error),
+            }
+            // What is stored is left out: the record stays small.
+            in_flight.parts = steps.iter().map(|step| step.part).collect();
+            self.checkpoint
+                .change(|record| record.change(&in_flight))
+                .await?;
         }
         info!(
-            rows,
-            first = self.first,
-            last = self.last,
-            bytes = self.bytes,
+            rows = batch.events.len(),
+            first = in_flight.range.first,
+            last = in_flight.range.last,
+            bytes = batch.bytes,
             insert_ms = started.elapsed().as_millis() as u64,
             "batch stored"
         );
+        Ok(Stored { batch, repeated })
     }
 
-    /// Same bytes, same token, until it works: ClickHouse drops what it has. An
-    /// error that is not about the data passes, and one that seems to be must not
-    /// lose any.
-    async fn insert(
+    /// Sends a part, or what is missing of it.
+    async fn take(
         &self,
-        clickhouse: &ClickHouse,
-        table: &str,
+        batch: &Batch,
+        in_flight: &InFlight,
+        step: &Step,
+    ) -> Result<Outcome, CheckpointError> {
+        let Step {
+            part, recovered, ..
+        } = step;
+        let mut selected = step.select(batch);
+        if part.attempt > 0 {
+            self.keep_missing(&mut selected, part).await;
+        }
+        if selected.is_empty() {
+            return Ok(Outcome::Stored {
+                repeated: *recovered,
+            });
+        }
+        if part.rows == Rows::Refused {
+            self.add_headers(&mut selected).await?;
+        }
+        let stream = self.checkpoint.stream();
+        let token = in_flight.token(stream, part);
+        let block = selected.block(&stream.to_string(), batch.bytes);
+        let sent_twice = match self.send(part.rows, &block, &token, in_flight).await? {
+            Ok(sent_twice) => sent_twice,
+            Err(error) => return Ok(Outcome::Refused(error)),
+        };
+        let repeated = sent_twice || *recovered;
+        if repeated {
+            self.keep_missing(&mut selected, part).await;
+            if !selected.is_empty() {
+                return Ok(Outcome::Missing);
+            }
+        }
+        self.count(part.rows, block.rows, in_flight);
+        Ok(Outcome::Stored { repeated })
+    }
+
+    /// Same bytes, same token, until there is a definite answer: ClickHouse drops
+    /// what it has. Says whether they went out more than once, or the refusal.
+    async fn send(
+        &self,
+        rows: Rows,
         block: &Block,
-        progress: &Progress,
-    ) {
+        token: &str,
+        in_flight: &InFlight,
+    ) -> Result<Result<bool, String>, CheckpointError> {
+        let table = rows.table();
         let mut retry = Retry::new();
-        let hold_up = progress.hold_up();
-        while let Err(error) = clickhouse.insert(table, block, &self.token).await {
+        let hold_up = self.progress.hold_up();
+        let mut sent_twice = false;
+        loop {
+            // Whoever was frozen must not go on with what its successor has done.
+            self.checkpoint.confirm().await?;
+            let insert = self.clickhouse.insert(table, block, token);
+            let error = match fault::during("during-insert", insert).await {
+                Ok(()) => return Ok(Ok(sent_twice)),
+                Err(InsertError::Refused(error)) if rows == Rows::Events => {
+                    return Ok(Err(error));
+                }
+                Err(error) => error,
+            };
+            sent_twice = true;
             if retry.is_news(&error) {
                 warn!(
                     %error,
                     table,
-                    batch.first = self.first,
+                    batch.first = in_flight.range.first,
                     batch.rows = block.rows,
                     "insert failed, retrying"
                 );
@@ -103,5 +198,54 @@ impl Insert {
             hold_up.say(format!("insert into {table} fails: {error}"));
             retry.pause().await;
         }
+    }
+
+    /// Leaves what ClickHouse does not hold.
+    async fn keep_missing(&self, selected: &mut Selected<'_>, part: &Part) {
+        let stream = self.checkpoint.stream().to_string();
+        let (first, last) = (part.first.0, part.last.0);
+        let held: HashSet<Origin> = ask("asking ClickHouse what it holds", || {
+            stored::origins(&self.clickhouse, part.rows.table(), &stream, first, last)
+        })
+        .await
+        .into_iter()
+        .collect();
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        let oldest = since_epoch
+            .unwrap_or_default()
+            .saturating_sub(self.retention);
+        selected.keep_missing(&held, oldest.as_millis() as i64);
+    }
+
+    /// A refused row becomes a dead letter with the headers of its message, which
+    /// only the stream still has.
+    async fn add_headers(&self, selected: &mut Selected<'_>) -> Result<(), CheckpointError> {
+        let Selected::Letters(letters) = selected else {
+            return Ok(());
+        };
+        let stream = &self.checkpoint.stream().name;
+        for letter in letters {
+            let found = stored_message(&self.jetstream, stream, letter.stream_seq, ">")
+                .await
+                .map_err(|error| CheckpointError::Unavailable(error.to_string()))?;
+            if let Some(message) = found.filter(|found| found.sequence == letter.stream_seq) {
+                letter.headers = message.headers;
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, rows: Rows, count: usize, in_flight: &InFlight) {
+        if rows == Rows::Events {
+            self.progress.stored.fetch_add(count as u64, Relaxed);
+            return;
+        }
+        self.progress.dead_letters.fetch_add(count as u64, Relaxed);
+        warn!(
+            first = in_flight.range.first,
+            last = in_flight.range.last,
+            dead_letters = count,
+            "dead letters stored"
+        );
     }
 }

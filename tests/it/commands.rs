@@ -325,25 +325,6 @@ async fn health_of(address: &str) -> Option<String> {
 }
 
 #[tokio::test]
-async fn serve_refuses_a_table_that_would_count_a_repeat_again() {
-    let world = World::new().await;
-    let config = world.config("", "");
-    assert_eq!(text(&daemon::run(&config, &["migrate"]).await).0, Some(0));
-    world
-        .clickhouse()
-        .query("CREATE TABLE mine (date Date) ENGINE = MergeTree ORDER BY date")
-        .execute()
-        .await
-        .unwrap();
-    let (code, _, stderr) = text(&daemon::run(&config, &["serve"]).await);
-    assert_eq!(code, Some(1), "{stderr}");
-    assert!(
-        stderr.contains("table `mine` would count a repeated insert again"),
-        "{stderr}"
-    );
-}
-
-#[tokio::test]
 async fn serve_runs_clickhouse_itself_where_it_is_embedded() {
     let world = World::new().await;
     let port = free_port();

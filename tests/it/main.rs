@@ -9,7 +9,10 @@
 mod chaos;
 mod commands;
 mod contract;
+mod dead_letters;
 mod embedded;
+mod guarantees;
+mod inserts;
 mod login;
 mod pipeline;
 mod support;

@@ -15,7 +15,7 @@ use crate::support::daemon::Daemon;
 use crate::support::{World, dependency, eventually};
 
 /// Publishes sample events without waiting for each answer.
-async fn publish_samples(world: &World, count: usize) {
+pub async fn publish_samples(world: &World, count: usize) {
     let jetstream = world.nats.jetstream().await;
     let mut population = Population::new(7);
     let mut acks = std::collections::VecDeque::new();
@@ -33,7 +33,7 @@ async fn publish_samples(world: &World, count: usize) {
     }
 }
 
-fn event(client_id: &str) -> Vec<u8> {
+pub fn event(client_id: &str) -> Vec<u8> {
     let context = pb::EventContext {
         client_id: client_id.to_owned(),
         ..Default::default()
@@ -351,19 +351,41 @@ async fn a_header_that_the_client_library_refuses_stops_nothing() {
 }
 
 #[tokio::test]
-async fn of_two_instances_the_second_works_and_the_first_ends() {
+async fn of_two_instances_one_works_and_the_other_takes_over_when_it_stops_or_dies() {
     let world = World::new().await;
     let config = world.config("flush_interval_seconds: 0.1", "");
-    let mut first = Daemon::start(&config);
+    let first = Daemon::start(&config);
     first.logs("checkpoint taken over").await;
     let second = Daemon::start(&config);
-    second.logs("checkpoint taken over").await;
-    for _ in 0..10 {
-        world.publish("app.start", event("a")).await;
-    }
-    assert_eq!(first.ended().await.code(), Some(1));
-    assert!(first.log().contains("has taken over"), "{}", first.log());
-    world.settled(10, 0).await;
-    let (status, log) = second.stop().await;
+    second.logs("standing by: another instance works").await;
+    let third = Daemon::start(&config);
+    third.logs("standing by: another instance works").await;
+    world.publish("app.start", event("a")).await;
+    world.settled(1, 0).await;
+
+    let (status, log) = first.stop().await;
     assert!(status.success(), "{log}");
+    let mut standbys = vec![second, third];
+    let mut events = 1;
+    while let Some(active) = works(&mut standbys).await {
+        world.publish("app.start", event("a")).await;
+        events += 1;
+        world.settled(events, 0).await;
+        // Not a word to the others.
+        active.kill();
+    }
+    assert_eq!(events, 3);
+}
+
+/// Waits for the one of `standbys` that takes over, and takes it out.
+async fn works(standbys: &mut Vec<Daemon>) -> Option<Daemon> {
+    if standbys.is_empty() {
+        return None;
+    }
+    let active = eventually("one of them takes over", async || {
+        let took_over = |daemon: &Daemon| daemon.log().contains("checkpoint taken over");
+        standbys.iter().position(took_over)
+    })
+    .await;
+    Some(standbys.remove(active))
 }

@@ -3,8 +3,10 @@
 
 pub mod clickhouse;
 pub mod daemon;
+pub mod fake_clickhouse;
 pub mod nats;
 pub mod proxy;
+pub mod rewriting;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use ::clickhouse::Client;
 use ::clickhouse::error::Error;
+use analytics_server::nats::StreamId;
 use bytes::Bytes;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -107,6 +110,11 @@ impl World {
     /// A configuration file of this name, with this `server.db_url`.
     pub fn config_at(&self, name: &str, db_url: &str, analytics: &str, messaging: &str) -> PathBuf {
         let path = self.dir.path().join(name);
+        // A daemon that was killed is waited for, which should not take long here.
+        let lease = match analytics.contains("lease_timeout_seconds") {
+            true => "",
+            false => "lease_timeout_seconds: 1, ",
+        };
         let nats_url = match messaging.contains("nats_url") {
             true => String::new(),
             false => format!("nats_url: '{}', ", self.nats.url()),
@@ -114,7 +122,7 @@ impl World {
         let text = format!(
             "server: {{port: 0, db_url: '{db_url}', db_name: {}, base_dir: '{}'}}\n\
              integrations: {{messaging: {{{nats_url}{messaging}}}}}\n\
-             features: {{analytics: {{{analytics}}}}}\n",
+             features: {{analytics: {{{lease}{analytics}}}}}\n",
             self.database,
             self.dir.path().join("data").display(),
         );
@@ -194,6 +202,12 @@ impl World {
             self.number("SELECT count() AS n FROM dead_letters").await,
             dead_letters
         );
+    }
+
+    /// The stream's identity, the value of the column `stream`.
+    pub async fn stream(&self) -> String {
+        let stream = self.nats.jetstream().await.get_stream("ANALYTICS").await;
+        StreamId::of(&stream.unwrap()).to_string()
     }
 
     /// Publishes to `fechatter.analytics.` and the rest of a subject; returns the

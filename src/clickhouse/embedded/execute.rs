@@ -93,21 +93,20 @@ impl From<io::Error> for Stop {
     }
 }
 
-/// Runs the request and sends what it produces. An INSERT whose body breaks off is
-/// cancelled, a SELECT whose output nobody takes as well.
+/// Runs the request, sends what it produces, and returns the last word, unless nobody
+/// is there to take it. An INSERT whose body breaks off is cancelled, a SELECT whose
+/// output nobody takes as well.
 pub fn execute(
     connection: &mut Connection,
     request: &Request,
     body: impl Read,
     output: &mpsc::Sender<Output>,
-) {
-    let last = match run(connection, request, body, output) {
-        Ok(statistics) => Output::Done(statistics),
-        Err(Stop::Failed(exception)) => Output::Failed(exception),
-        Err(Stop::ClientGone) => return,
-    };
-    // Whoever is gone needs no last word.
-    let _ = output.blocking_send(last);
+) -> Option<Output> {
+    match run(connection, request, body, output) {
+        Ok(statistics) => Some(Output::Done(statistics)),
+        Err(Stop::Failed(exception)) => Some(Output::Failed(exception)),
+        Err(Stop::ClientGone) => None,
+    }
 }
 
 fn run(

@@ -23,6 +23,7 @@ use super::exception::Exception;
 use super::execute::Output;
 use super::formats::content_type;
 use super::libchdb::Statistics;
+use super::query_ids::QueryIds;
 use super::request::{Credentials, Parsed};
 use super::running::{Begun, Running, drain, pump};
 
@@ -44,6 +45,7 @@ const FLUSH_TIME: Duration = Duration::from_millis(100);
 struct App {
     engine: Engine,
     credentials: Arc<Credentials>,
+    query_ids: QueryIds,
     /// Cuts off what is still open when the grace is over.
     cut_off: CancellationToken,
 }
@@ -59,6 +61,7 @@ pub async fn serve(
     let app = App {
         engine: engine.clone(),
         credentials: Arc::new(credentials),
+        query_ids: QueryIds::default(),
         cut_off: CancellationToken::new(),
     };
     let cut_off = app.cut_off.clone();
@@ -151,7 +154,8 @@ async fn answer(
     } else {
         request.into_body()
     };
-    let (mut running, to_engine) = Running::start(&app.engine, &app.cut_off, parsed);
+    let (mut running, to_engine) =
+        Running::start(&app.engine, &app.query_ids, &app.cut_off, parsed);
     let pump = pump(body, to_engine, &app.cut_off);
     let limit = match parsed.wait_end_of_query {
         true => usize::MAX,

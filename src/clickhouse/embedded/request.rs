@@ -92,6 +92,7 @@ impl Parsed {
             "default_format" => request.default_format = Some(value),
             "user" => self.user = Some(value),
             "password" => self.password = Some(value),
+            "query_id" if value.is_empty() => {}
             "query_id" => self.query_id = value,
             "wait_end_of_query" => self.wait_end_of_query = set,
             "compress" if set => self.response = Encoding::Blocks,

@@ -16,6 +16,7 @@ use super::engine::Engine;
 use super::exception::Exception;
 use super::execute::{Output, execute};
 use super::libchdb::Statistics;
+use super::query_ids::QueryIds;
 use super::request::Parsed;
 
 /// A client that sends nothing for this long has gone without a word.
@@ -131,6 +132,7 @@ impl Running {
     /// Takes the request out of `parsed` and starts it; the sender takes its body.
     pub fn start(
         engine: &Engine,
+        query_ids: &QueryIds,
         cut_off: &CancellationToken,
         parsed: &mut Parsed,
     ) -> (Self, mpsc::Sender<BodyPiece>) {
@@ -145,22 +147,27 @@ impl Running {
             ended: false,
         };
         let (engine, encoding) = (engine.clone(), parsed.body);
+        let query_id = query_ids.take(&parsed.query_id);
         tokio::task::spawn_blocking(move || {
             let body = BodyReader {
                 pieces,
                 current: Bytes::new(),
                 ended: false,
             };
-            match engine.connect() {
-                Ok(mut lease) => execute(
+            let lease = query_id.and_then(|query_id| Ok((query_id, engine.connect()?)));
+            // The id is free before the client can know: it may come again at once.
+            let last = match lease {
+                Ok((_query_id, mut lease)) => execute(
                     &mut lease.connection,
                     &request,
                     decoder(encoding, body),
                     &to_output,
                 ),
-                Err(exception) => {
-                    let _ = to_output.blocking_send(Output::Failed(exception));
-                }
+                Err(exception) => Some(Output::Failed(exception)),
+            };
+            if let Some(last) = last {
+                // Whoever is gone needs no last word.
+                let _ = to_output.blocking_send(last);
             }
         });
         (running, to_body)

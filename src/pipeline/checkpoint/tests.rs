@@ -1,9 +1,10 @@
 use super::*;
+use crate::event::Place;
 
-fn stream(created: &str) -> StreamId {
+fn stream() -> StreamId {
     StreamId {
         name: "S".to_owned(),
-        created: created.to_owned(),
+        created: "monday".to_owned(),
     }
 }
 
@@ -11,64 +12,110 @@ fn range(first: u64, last: u64) -> Range {
     Range {
         first,
         last,
-        first_stored_at: 1,
-        last_stored_at: 2,
+        first_stored_at: first as i64 * 10,
+        last_stored_at: last as i64 * 10,
     }
 }
 
-fn record(committed: u64, in_flight: Vec<Range>) -> Record {
-    Record {
-        committed,
-        in_flight,
-        ..Record::new("old", &stream("monday"))
+fn record(committed: u64, in_flight: &[Range]) -> Record {
+    let mut record = Record::new("old", &stream());
+    record.committed = committed;
+    record.committed_stored_at = committed as i64 * 10;
+    for range in in_flight {
+        record.begin(range, Vec::new());
     }
+    record
+}
+
+fn part(first: u64, last: u64) -> Part {
+    Part {
+        rows: Rows::Events,
+        first: Place(first, 0),
+        last: Place(last, 3),
+        attempt: 1,
+    }
+}
+
+fn ranges(record: &Record) -> Vec<Range> {
+    let in_flight = record.in_flight.iter();
+    in_flight.map(|recorded| recorded.range.clone()).collect()
 }
 
 #[test]
 fn a_range_is_recorded_once_and_retired_in_order() {
-    let mut record = record(5, vec![range(6, 9)]);
-    // A recovered range stands there already: inserting it needs no write.
-    assert!(!record.begin(&range(6, 9)));
-    assert!(record.begin(&range(10, 12)));
+    let mut record = record(5, &[range(6, 9)]);
+    // A recovered range stands there already, and may have been inserted.
+    assert!(record.begin(&range(6, 9), Vec::new()).1);
+    assert!(!record.begin(&range(10, 12), Vec::new()).1);
     record.retire(&range(6, 9));
-    assert_eq!(
-        (record.committed, record.in_flight.as_slice()),
-        (9, [range(10, 12)].as_slice())
-    );
+    assert_eq!((record.committed, record.committed_stored_at), (9, 90));
+    assert_eq!(ranges(&record), [range(10, 12)]);
     record.retire(&range(10, 12));
     assert_eq!((record.committed, record.in_flight.len()), (12, 0));
 }
 
 #[test]
-fn a_takeover_keeps_what_the_record_says() {
-    let before = record(5, vec![range(6, 9)]);
-    let after = before.clone().taken_over("new", &stream("monday"), 20);
-    assert_eq!(
-        after,
-        Record {
-            owner: "new".to_owned(),
-            ..before
-        }
-    );
-}
-
-#[test]
-fn the_record_of_a_stream_that_was_made_again_does_not_count() {
-    let after = record(5, vec![range(6, 9)]).taken_over("new", &stream("tuesday"), 20);
-    assert_eq!(after, Record::new("new", &stream("tuesday")));
+fn a_recovered_range_is_inserted_as_it_was_recorded_last() {
+    let mut record = record(5, &[range(6, 9)]);
+    let (mut changed, _) = record.begin(&range(6, 9), Vec::new());
+    changed.parts = vec![part(8, 9)];
+    record.change(&changed);
+    record.raise_generation(7);
+    let (found, recovered) = record.begin(&range(6, 9), Vec::new());
+    assert_eq!((found.parts, recovered), (vec![part(8, 9)], true));
+    // Its tokens are those that it was sent under.
+    assert_eq!(found.generation, 0);
+    assert_eq!(record.begin(&range(10, 10), Vec::new()).0.generation, 7);
 }
 
 #[test]
 fn after_a_lost_tail_the_next_messages_are_not_taken_for_stored_ones() {
-    let after = record(15, vec![range(16, 19)]).taken_over("new", &stream("monday"), 12);
-    assert_eq!((after.committed, after.in_flight.len()), (12, 0));
+    let mut record = record(15, &[range(16, 19), range(20, 29)]);
+    assert_eq!(record.end(), (29, 290));
+    record.cut_off(19);
+    assert_eq!(
+        (record.committed, ranges(&record)),
+        (15, vec![range(16, 19)])
+    );
+    record.cut_off(12);
+    assert_eq!((record.committed, record.in_flight.len()), (12, 0));
+}
+
+#[test]
+fn a_raised_generation_was_never_there_before() {
+    let mut record = record(0, &[]);
+    record.raise_generation(1_790_000_000);
+    assert_eq!(record.generation, 1_790_000_000);
+    // Twice within a second, or with a clock that went back.
+    record.raise_generation(1_790_000_000);
+    assert_eq!(record.generation, 1_790_000_001);
+}
+
+#[test]
+fn no_two_inserts_of_a_range_share_a_token() {
+    let mut record = record(5, &[]);
+    let (in_flight, _) = record.begin(&range(6, 9), Vec::new());
+    let stream = stream();
+    let half = part(6, 7);
+    let tokens = [0, 1, 2].map(|attempt| in_flight.token(&stream, &Part { attempt, ..half }));
+    assert_eq!(
+        tokens,
+        [
+            "S@monday/0/6@60-9@90",
+            "S@monday/0/6@60-9@90/6.0-7.3/1",
+            "S@monday/0/6@60-9@90/6.0-7.3/2",
+        ]
+    );
 }
 
 #[test]
 fn the_record_is_readable_json() {
-    let json = String::from_utf8(to_json(&record(5, vec![range(6, 9)])).to_vec()).unwrap();
+    let mut record = record(5, &[range(6, 9), range(10, 11)]);
+    let (mut changed, _) = record.begin(&range(10, 11), Vec::new());
+    changed.parts = vec![part(11, 11)];
+    record.change(&changed);
     assert_eq!(
-        json,
-        r#"{"owner":"old","stream_created":"monday","generation":0,"committed":5,"in_flight":[{"first":6,"last":9,"first_stored_at":1,"last_stored_at":2}]}"#
+        serde_json::to_string(&record).unwrap(),
+        r#"{"owner":"old","stream_created":"monday","generation":0,"committed":5,"committed_stored_at":50,"in_flight":[{"first":6,"last":9,"first_stored_at":60,"last_stored_at":90,"generation":0},{"first":10,"last":11,"first_stored_at":100,"last_stored_at":110,"generation":0,"parts":[{"rows":"events","first":[11,0],"last":[11,3],"attempt":1}]}],"clickhouse":""}"#
     );
 }

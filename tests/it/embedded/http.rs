@@ -231,6 +231,53 @@ async fn an_insert_whose_body_breaks_off_stores_nothing() {
 }
 
 #[tokio::test]
+async fn of_two_queries_with_one_id_the_second_is_refused_while_the_first_runs() {
+    let client = fresh_database().await;
+    let database = create(&client).await;
+    let insert = format!("INSERT%20INTO%20{database}.t%20FORMAT%20CSV");
+    let target = format!("/?query_id={database}&query={insert}");
+    let again = || post(url(), &target, "", "2,again\n");
+    let refused = |(head, body): (String, String)| {
+        assert!(head.starts_with("http/1.1 500"), "{head}");
+        assert!(head.contains("x-clickhouse-exception-code: 216"), "{head}");
+        let text = format!(
+            "Code: 216. DB::Exception: Query with id = {database} is already running. (QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING)"
+        );
+        assert!(body.starts_with(&text), "{body}");
+    };
+    let mark = format!("INSERT INTO {database}.t");
+    let begin = async || {
+        let mut first = RawRequest::open(url(), &format!("POST {target}"), "");
+        first.chunk(b"1,first\n");
+        eventually("the insert", async || {
+            (running(&client, &mark).await == 1).then_some(())
+        })
+        .await;
+        first
+    };
+
+    let first = begin().await;
+    refused(again());
+    let (head, body) = first.end();
+    assert!(head.starts_with("http/1.1 200"), "{body}");
+    // At once: whoever has the answer may come again.
+    let (head, body) = again();
+    assert!(head.starts_with("http/1.1 200"), "{body}");
+    assert_eq!(number(&client, "SELECT sum(id) FROM t").await, 1 + 2);
+
+    // A client that is gone keeps its id only until its query has ended.
+    let first = begin().await;
+    refused(again());
+    drop(first);
+    eventually("the id is free", async || {
+        let (head, _) = again();
+        head.starts_with("http/1.1 200").then_some(())
+    })
+    .await;
+    assert_eq!(number(&client, "SELECT sum(id) FROM t").await, 1 + 2 + 2);
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_ends_its_select() {
     let client = fresh_database().await;
     let mark = database(&client).await;

@@ -84,6 +84,14 @@ impl Daemon {
         self.child.id()
     }
 
+    /// The most memory that it ever had at a time, in bytes; `None` where the system
+    /// does not tell.
+    pub fn most_memory(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        let (_, most) = status.split_once("VmHWM:")?;
+        Some(1024 * most.split_whitespace().next()?.parse::<u64>().ok()?)
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()

@@ -1,0 +1,123 @@
+//! ClickHouse's error codes, and what an insert that meets one does about it.
+//!
+//! A wrong entry loses events in one of two ways: rows that are no fault of their
+//! own become dead letters, or rows that were stored already are stored again in
+//! smaller pieces. So only an answer that is surely about a row's value, and that
+//! surely came before anything was stored, counts as [`Class::Refused`]; a code that
+//! is not listed is retried and shown.
+//!
+//! Source: ClickHouse's `src/Common/ErrorCodes.cpp`, and what the engine answered.
+
+mod table;
+
+pub use table::CODES;
+use table::CONSTRAINT;
+
+/// What to do about an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// A row's value is at fault, and nothing of the block is stored: find the row,
+    /// which becomes a dead letter, and insert the others.
+    Refused,
+    /// The data is not at fault: send it again with growing pauses, and show why.
+    Unavailable,
+    /// It may have been stored: only the same bytes under the same token may follow.
+    Unknown,
+}
+
+/// One of ClickHouse's error codes.
+#[derive(Debug)]
+pub struct Code {
+    pub code: u16,
+    /// As ClickHouse writes it behind its message.
+    pub name: &'static str,
+    /// What its errors are at most: see [`class_of`].
+    pub class: Class,
+    pub why: &'static str,
+}
+
+/// Where a value did not convert to its column's type. ClickHouse converts a block
+/// while it reads it, before any of it is stored. The same code without these words
+/// comes from an expression of the table, and one of a key or an index is computed
+/// when the block's other partitions are stored already.
+const CONVERTING: &str = ": while converting column \"";
+const READING: &str = ": While executing Native";
+
+/// A view, or its target, is at fault. The block may be in the table already, and in
+/// other views.
+const IN_A_VIEW: &str = "while pushing to view ";
+
+/// What to do about ClickHouse's answer to an insert in `Native` format, such as
+/// `Code: 469. DB::Exception: … (VIOLATED_CONSTRAINT) (version …)`.
+pub fn class_of(answer: &str) -> Class {
+    let Some(number) = number(answer) else {
+        // A proxy answered, or something that is no ClickHouse.
+        return Class::Unknown;
+    };
+    let Some(code) = listed(number) else {
+        return Class::Unavailable;
+    };
+    if code.class == Class::Refused && !is_refusal(code, answer) {
+        return Class::Unavailable;
+    }
+    code.class
+}
+
+/// Whether nothing is stored, and a row's value is why.
+fn is_refusal(code: &Code, answer: &str) -> bool {
+    // To the name, which is also the proof that the answer is there as a whole.
+    let ending = format!(". ({})", code.name);
+    let before = match code.code {
+        CONSTRAINT => says(answer, &ending),
+        _ => answer.contains(CONVERTING) && says(answer, &format!("{READING}{ending}")),
+    };
+    before && !says(answer, IN_A_VIEW)
+}
+
+/// Whether `answer` says `words` outside of the values that it quotes: what users
+/// write must not decide what becomes of it. Values stand before ClickHouse's own
+/// last words, between quotes, with those inside escaped.
+fn says(answer: &str, words: &str) -> bool {
+    let Some((before, after)) = answer.rsplit_once(words) else {
+        return false;
+    };
+    let quotes = before.replace(r"\\", "").replace(r"\'", "");
+    let inside = !quotes.matches('\'').count().is_multiple_of(2);
+    !(inside && after.contains('\''))
+}
+
+/// ClickHouse's answer to an insert, for the log. Where the error is about a value,
+/// ClickHouse quotes it, and it may be what a user wrote: only the code and its name
+/// remain then, and for a code that is not listed.
+pub fn without_data(answer: &str) -> String {
+    let number = number(answer);
+    let name = match number.map(|number| (number, listed(number))) {
+        Some((_, Some(code))) if code.class == Class::Refused => code.name,
+        Some((_, None)) => name(answer).unwrap_or("the message is left out, it may quote data"),
+        // ClickHouse adds a stack trace where it is set up to.
+        _ => return answer.lines().next().unwrap_or_default().to_owned(),
+    };
+    format!("Code: {}. ({name})", number.unwrap_or_default())
+}
+
+fn listed(number: u16) -> Option<&'static Code> {
+    CODES.iter().find(|code| code.code == number)
+}
+
+/// The code that an answer begins with.
+fn number(answer: &str) -> Option<u16> {
+    let rest = answer.strip_prefix("Code: ")?;
+    let end = rest.find(|c: char| !c.is_ascii_digit());
+    rest[..end.unwrap_or(rest.len())].parse().ok()
+}
+
+/// The name behind the message.
+fn name(answer: &str) -> Option<&str> {
+    let (_, rest) = answer.rsplit_once(". (")?;
+    let (name, _) = rest.split_once(')')?;
+    let is_name = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+    name.bytes().all(is_name).then_some(name)
+}
+
+#[cfg(test)]
+mod tests;

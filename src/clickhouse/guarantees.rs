@@ -1,0 +1,367 @@
+//! What exactly once rests on in ClickHouse: `serve` refuses to run without it, and
+//! `check` shows it.
+//!
+//! Asked of the server rather than read from a configuration, since a profile, a
+//! proxy, the server's own defaults or an operator's table can each take it away.
+
+use std::collections::HashMap;
+
+use clickhouse::Row;
+use clickhouse::error::Error;
+use serde::Deserialize;
+
+use super::client::{ClickHouse, INSERT_SETTINGS};
+use super::migrations::quote_identifier;
+use super::schema::{self, Table};
+use crate::versions::{self, Verdict};
+
+/// Something that is not as exactly once needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The line of `check` that it belongs to.
+    pub topic: Topic,
+    pub detail: String,
+    /// What mends it, where that is known: a statement, or a sentence.
+    pub remedy: String,
+    /// Whether events could be lost or counted twice; otherwise nobody knows.
+    pub fatal: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Topic {
+    Version,
+    /// Settings under which an insert runs.
+    Settings,
+    /// Tables that recognise a repeated insert.
+    Deduplication,
+}
+
+impl Finding {
+    fn fatal(topic: Topic, detail: String, remedy: String) -> Self {
+        Self {
+            topic,
+            detail,
+            remedy,
+            fatal: true,
+        }
+    }
+}
+
+/// What is wrong with the server and the user: known before there are any tables.
+pub async fn of_server(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
+    let mut findings = Vec::new();
+    match versions::CLICKHOUSE.judge(&clickhouse.version().await?) {
+        Verdict::Fine => {}
+        Verdict::Untried(detail) => findings.push(Finding {
+            topic: Topic::Version,
+            detail,
+            remedy: String::new(),
+            fatal: false,
+        }),
+        Verdict::TooOld { detail, remedy } => {
+            findings.push(Finding::fatal(Topic::Version, detail, remedy));
+        }
+    }
+    findings.extend(of_settings(clickhouse).await?);
+    Ok(findings)
+}
+
+/// What is wrong with the tables of the database.
+pub async fn of_tables(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
+    let defaults = table_defaults(clickhouse).await?;
+    let tables = schema::tables(clickhouse).await?;
+    Ok(tables
+        .iter()
+        .filter(|table| table.engine.ends_with("MergeTree") && table.name != "schema_migrations")
+        .flat_map(|table| of_table(table, &defaults))
+        .collect())
+}
+
+/// A setting that wins over `insert_deduplicate` where ClickHouse has it (measured on
+/// 26.7), and that an insert cannot send, since older versions do not know it.
+const OVERRIDE: &str = "deduplicate_insert";
+
+#[derive(Row, Deserialize)]
+struct Setting {
+    name: String,
+    value: String,
+}
+
+/// Runs a query just as an insert would run, and looks which settings took effect.
+async fn of_settings(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
+    let asked = INSERT_SETTINGS.iter().map(|(name, _)| format!("'{name}'"));
+    let names: Vec<String> = asked.chain([format!("'{OVERRIDE}'")]).collect();
+    let names = names.join(", ");
+    let sql = format!("SELECT name, value FROM system.settings WHERE name IN ({names})");
+    match clickhouse.rows_as_insert::<Setting>(&sql).await {
+        Ok(settings) => {
+            let settings: HashMap<String, String> = settings
+                .into_iter()
+                .map(|Setting { name, value }| (name, value))
+                .collect();
+            Ok(differences(&settings, clickhouse.user()))
+        }
+        Err(Error::BadResponse(answer)) => match refusal(&answer, clickhouse.user()) {
+            Some(finding) => Ok(vec![finding]),
+            None => Err(Error::BadResponse(answer)),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+/// The settings that an insert asks for and does not get.
+fn differences(settings: &HashMap<String, String>, user: &str) -> Vec<Finding> {
+    let user = quote_identifier(user);
+    let asked = INSERT_SETTINGS.iter().filter_map(|(name, wanted)| {
+        let value = settings.get(*name)?;
+        (value != wanted).then(|| {
+            let detail = format!("inserts ask for {name} = {wanted} and get {value}");
+            let remedy = format!(
+                "let proxies pass it on, then run ALTER USER {user} SETTINGS {name} = {wanted}"
+            );
+            Finding::fatal(Topic::Settings, detail, remedy)
+        })
+    });
+    let overridden = settings.get(OVERRIDE).filter(|value| *value == "disable");
+    let overridden = overridden.map(|value| {
+        let detail = format!("{OVERRIDE} is {value}, so a repeated insert would be stored again");
+        let remedy = format!("ALTER USER {user} SETTINGS {OVERRIDE} = 'enable'");
+        Finding::fatal(Topic::Settings, detail, remedy)
+    });
+    asked.chain(overridden).collect()
+}
+
+/// What an answer means that refuses the settings of an insert; `None` where it is
+/// about something else. ClickHouse names the first setting only.
+fn refusal(answer: &str, user: &str) -> Option<Finding> {
+    // UNKNOWN_SETTING, READONLY, SETTING_CONSTRAINT_VIOLATION
+    let codes = ["Code: 115.", "Code: 164.", "Code: 452."];
+    let code = codes.iter().position(|code| answer.starts_with(code))?;
+    let words = || answer.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let (name, value) = INSERT_SETTINGS
+        .iter()
+        .find(|(name, _)| words().any(|word| word == *name))?;
+    let user = quote_identifier(user);
+    let (why, remedy) = match code {
+        0 => (
+            "is not known to this ClickHouse",
+            "upgrade ClickHouse".to_owned(),
+        ),
+        1 => (
+            "cannot be set by this user, who may only read",
+            format!("ALTER USER {user} SETTINGS readonly = 0"),
+        ),
+        _ => (
+            "is pinned for this user by a constraint",
+            format!("ALTER USER {user} SETTINGS {name} = {value} WRITABLE"),
+        ),
+    };
+    let detail = format!("inserts ask for {name} = {value}, which {why}");
+    Some(Finding::fatal(Topic::Settings, detail, remedy))
+}
+
+/// The fewest past inserts that a table must recognise a repeat among: many
+/// times the parts that inserts in flight can make.
+const LEAST_WINDOW: u64 = 1000;
+
+/// What a window is set to where it is missing.
+const GOOD_WINDOW: u64 = 10_000;
+
+/// Seconds for which a replicated table must recognise a repeat: ClickHouse or the
+/// daemon may be away for days between an insert and its repeat. Tables that are not
+/// replicated know no such limit.
+const LEAST_SECONDS: u64 = 7 * 86_400;
+
+/// The tables that inserts name. Those that views fill get what the insert gives them.
+const INSERTED_INTO: [&str; 2] = ["analytics_events", "dead_letters"];
+
+fn of_table(table: &Table, defaults: &HashMap<String, String>) -> Vec<Finding> {
+    let number = |name, built_in: u64| {
+        let set = setting_in(&table.engine_full, name).or(defaults.get(name).map(String::as_str));
+        set.and_then(|value| value.parse().ok()).unwrap_or(built_in)
+    };
+    let mend = |setting, value: u64| {
+        let table = quote_identifier(&table.name);
+        format!("ALTER TABLE {table} MODIFY SETTING {setting} = {value}")
+    };
+    let name = &table.name;
+    let mut findings = Vec::new();
+    let mut missing = |detail, remedy| {
+        findings.push(Finding::fatal(Topic::Deduplication, detail, remedy));
+    };
+
+    let replicated = ["Replicated", "Shared"]
+        .iter()
+        .any(|prefix| table.engine.starts_with(prefix));
+    let (window, built_in) = if replicated {
+        ("replicated_deduplication_window", 10_000)
+    } else {
+        ("non_replicated_deduplication_window", 0)
+    };
+    if number(window, built_in) < LEAST_WINDOW {
+        let detail = format!("table `{name}` would count a repeated insert again");
+        missing(detail, mend(window, GOOD_WINDOW));
+    }
+    // The built-in value was a week once and is an hour in newer versions.
+    let seconds = "replicated_deduplication_window_seconds";
+    if replicated && number(seconds, 3600) < LEAST_SECONDS {
+        let hours = number(seconds, 3600) / 3600;
+        let detail =
+            format!("table `{name}` would count an insert again that is repeated after {hours} h");
+        missing(detail, mend(seconds, LEAST_SECONDS));
+    }
+    // ClickHouse takes either this or the insert's own setting for a yes.
+    if INSERTED_INTO.contains(&name.as_str()) && number("async_insert", 0) != 0 {
+        let detail = format!(
+            "table `{name}` has async_insert set, so inserts are queued and their tokens do not count"
+        );
+        missing(detail, mend("async_insert", 0));
+    }
+    findings
+}
+
+/// The server's own defaults of what a table can set. Not every user may see them: then
+/// ClickHouse's built-in ones have to do.
+async fn table_defaults(clickhouse: &ClickHouse) -> Result<HashMap<String, String>, Error> {
+    let sql = "SELECT name, toString(value) AS value FROM system.merge_tree_settings";
+    match clickhouse.rows::<Setting>(sql, &[]).await {
+        Ok(settings) => Ok(settings
+            .into_iter()
+            .map(|Setting { name, value }| (name, value))
+            .collect()),
+        // ACCESS_DENIED
+        Err(Error::BadResponse(answer)) if answer.starts_with("Code: 497.") => Ok(HashMap::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A setting among an engine's clauses, such as `ORDER BY a SETTINGS b = 1, c = 2`.
+fn setting_in<'a>(engine_full: &'a str, name: &str) -> Option<&'a str> {
+    // Whole words: one setting's name ends with another's.
+    let mut words = engine_full
+        .split([' ', ','])
+        .filter(|word| !word.is_empty() && *word != "=");
+    words.find(|word| *word == name)?;
+    words.next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remedies(engine: &str, settings: &str, defaults: &[(&str, &str)]) -> Vec<String> {
+        let table = Table {
+            name: "dead_letters".to_owned(),
+            engine: engine.to_owned(),
+            engine_full: format!("{engine} ORDER BY (a, b) SETTINGS {settings}"),
+        };
+        let defaults = defaults
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        of_table(&table, &defaults.collect())
+            .into_iter()
+            .map(|finding| {
+                let remedy = finding
+                    .remedy
+                    .strip_prefix("ALTER TABLE `dead_letters` MODIFY SETTING ");
+                remedy.unwrap().to_owned()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_table_must_recognise_a_repeat_among_many_inserts() {
+        let plain = |settings| remedies("SummingMergeTree", settings, &[]);
+        let mend = ["non_replicated_deduplication_window = 10000"];
+        assert_eq!(plain("index_granularity = 8192"), mend);
+        assert_eq!(plain("non_replicated_deduplication_window = 999"), mend);
+        let good = "index_granularity = 8192, non_replicated_deduplication_window = 1000";
+        assert_eq!(plain(good), [""; 0]);
+        let default = [("non_replicated_deduplication_window", "5000")];
+        assert_eq!(remedies("MergeTree", "x = 1", &default), [""; 0]);
+    }
+
+    #[test]
+    fn a_replicated_table_must_recognise_it_for_a_week_as_well() {
+        let replicated = |settings| remedies("ReplicatedMergeTree", settings, &[]);
+        let seconds = "replicated_deduplication_window_seconds = 604800";
+        assert_eq!(replicated("index_granularity = 8192"), [seconds]);
+        assert_eq!(replicated(seconds), [""; 0]);
+        let small = format!("replicated_deduplication_window = 7, {seconds}");
+        assert_eq!(
+            replicated(&small),
+            ["replicated_deduplication_window = 10000"]
+        );
+        let default = [("replicated_deduplication_window_seconds", "604800")];
+        assert_eq!(remedies("SharedMergeTree", "x = 1", &default), [""; 0]);
+    }
+
+    #[test]
+    fn a_table_must_not_queue_inserts() {
+        let window = "non_replicated_deduplication_window = 10000";
+        let queued = format!("{window}, async_insert = 1");
+        assert_eq!(remedies("MergeTree", &queued, &[]), ["async_insert = 0"]);
+        let default = [("async_insert", "1")];
+        assert_eq!(
+            remedies("MergeTree", window, &default),
+            ["async_insert = 0"]
+        );
+        let set = format!("{window}, async_insert = 0");
+        assert_eq!(remedies("MergeTree", &set, &default), [""; 0]);
+    }
+
+    #[test]
+    fn settings_that_do_not_take_effect_are_named() {
+        let mut settings: HashMap<String, String> = INSERT_SETTINGS
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        settings.insert(OVERRIDE.to_owned(), "enable".to_owned());
+        assert_eq!(differences(&settings, "ann"), []);
+        settings.insert("insert_deduplicate".to_owned(), "0".to_owned());
+        settings.insert(OVERRIDE.to_owned(), "disable".to_owned());
+        let details: Vec<String> = differences(&settings, "ann")
+            .into_iter()
+            .map(|finding| format!("{}: {}", finding.detail, finding.remedy))
+            .collect();
+        assert_eq!(
+            details,
+            [
+                "inserts ask for insert_deduplicate = 1 and get 0: let proxies pass it on, then run ALTER USER `ann` SETTINGS insert_deduplicate = 1",
+                "deduplicate_insert is disable, so a repeated insert would be stored again: ALTER USER `ann` SETTINGS deduplicate_insert = 'enable'",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_refused_setting_is_told_from_other_errors() {
+        let remedy = |answer| refusal(answer, "ann").map(|finding| finding.remedy);
+        for (answer, statement) in [
+            (
+                "Code: 452. DB::Exception: Setting async_insert should not be changed. (SETTING_CONSTRAINT_VIOLATION)",
+                "ALTER USER `ann` SETTINGS async_insert = 0 WRITABLE",
+            ),
+            (
+                "Code: 452. DB::Exception: Setting max_partitions_per_insert_block shouldn't be less than 1. (SETTING_CONSTRAINT_VIOLATION)",
+                "ALTER USER `ann` SETTINGS max_partitions_per_insert_block = 0 WRITABLE",
+            ),
+            (
+                "Code: 164. DB::Exception: Cannot modify 'insert_deduplicate' setting in readonly mode. (READONLY)",
+                "ALTER USER `ann` SETTINGS readonly = 0",
+            ),
+            (
+                "Code: 115. DB::Exception: Unknown setting 'materialized_views_ignore_errors'. (UNKNOWN_SETTING)",
+                "upgrade ClickHouse",
+            ),
+        ] {
+            assert_eq!(remedy(answer).as_deref(), Some(statement), "{answer}");
+        }
+        for other in [
+            "Code: 516. DB::Exception: ann: Authentication failed. (AUTHENTICATION_FAILED)",
+            "Code: 164. DB::Exception: ann: Cannot execute query in readonly mode. (READONLY)",
+            "502 Bad Gateway",
+        ] {
+            assert_eq!(remedy(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What ClickHouse holds of a stream, by the rows' place in it.
+
+use clickhouse::Row;
+use clickhouse::error::Error;
+use serde::Deserialize;
+
+use super::client::ClickHouse;
+
+/// A row's origin. The time is part of it: a stream that lost its tail gives the
+/// same sequences to other messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Row, Deserialize)]
+pub struct Origin {
+    pub stream_seq: u64,
+    pub batch_index: u32,
+    /// Milliseconds since the Unix epoch.
+    pub received_at: i64,
+}
+
+/// The rows of `table` with sequences from `first` to `last`.
+pub async fn origins(
+    clickhouse: &ClickHouse,
+    table: &str,
+    stream: &str,
+    first: u64,
+    last: u64,
+) -> Result<Vec<Origin>, Error> {
+    clickhouse
+        .rows(
+            &format!(
+                "SELECT stream_seq, batch_index, toUnixTimestamp64Milli(received_at) AS received_at FROM {table}
+                 WHERE stream = {{stream:String}} AND stream_seq BETWEEN {{first:UInt64}} AND {{last:UInt64}}"
+            ),
+            &[
+                ("stream", stream),
+                ("first", &first.to_string()),
+                ("last", &last.to_string()),
+            ],
+        )
+        .await
+}
+
+/// The last sequence after `sequence` that is stored, as an event or a dead letter.
+/// Quick where there is none: the skip index rules the parts out.
+pub async fn last_after(
+    clickhouse: &ClickHouse,
+    stream: &str,
+    sequence: u64,
+) -> Result<Option<u64>, Error> {
+    #[derive(Row, Deserialize)]
+    struct Last {
+        last: u64,
+    }
+    let mut last = 0;
+    for table in ["analytics_events", "dead_letters"] {
+        let rows: Vec<Last> = clickhouse
+            .rows(
+                &format!(
+                    "SELECT max(stream_seq) AS last FROM {table}
+                     WHERE stream = {{stream:String}} AND stream_seq > {{sequence:UInt64}}"
+                ),
+                &[("stream", stream), ("sequence", &sequence.to_string())],
+            )
+            .await?;
+        last = rows.iter().map(|row| row.last).fold(last, u64::max);
+    }
+    Ok((last > 0).then_some(last))
+}
+
+/// How many sequences from `first` to `last` are stored, as events or dead letters.
+pub async fn sequences(
+    clickhouse: &ClickHouse,
+    stream: &str,
+    first: u64,
+    last: u64,
+) -> Result<u64, Error> {
+    let which = "stream = {stream:String} AND stream_seq BETWEEN {first:UInt64} AND {last:UInt64}";
+    count(
+        clickhouse,
+        &format!(
+            "SELECT uniqExact(stream_seq) AS count FROM
+             (
+                 SELECT stream_seq FROM analytics_events WHERE {which}
+                 UNION ALL
+                 SELECT stream_seq FROM dead_letters WHERE {which}
+             )"
+        ),
+        &[
+            ("stream", stream),
+            ("first", &first.to_string()),
+            ("last", &last.to_string()),
+        ],
+    )
+    .await
+}
+
+/// Whether an insert into the database runs.
+pub async fn inserts_run(clickhouse: &ClickHouse) -> Result<bool, Error> {
+    let running = count(
+        clickhouse,
+        "SELECT count() AS count FROM system.processes
+         WHERE query_kind = 'Insert' AND current_database = currentDatabase()",
+        &[],
+    )
+    .await?;
+    Ok(running > 0)
+}
+
+async fn count(
+    clickhouse: &ClickHouse,
+    sql: &str,
+    parameters: &[(&str, &str)],
+) -> Result<u64, Error> {
+    #[derive(Row, Deserialize)]
+    struct Count {
+        count: u64,
+    }
+    let rows: Vec<Count> = clickhouse.rows(sql, parameters).await?;
+    Ok(rows.iter().map(|row| row.count).sum())
+}

@@ -1,0 +1,104 @@
+//! Where the record stands: a key in a JetStream KV bucket.
+
+use async_nats::jetstream;
+use async_nats::jetstream::kv::{self, CreateErrorKind, Entry, Operation, Store, UpdateErrorKind};
+use async_nats::jetstream::stream::StorageType;
+
+use super::{CheckpointError, Record, Written};
+
+/// The bucket; a record's key is stream and consumer.
+pub const NAME: &str = "analytics-checkpoints";
+
+pub fn key(stream: &str, consumer: &str) -> String {
+    format!("{stream}.{consumer}")
+}
+
+/// Opens the bucket, and makes it when it is missing: on disk, and with as many
+/// copies as the stream that it speaks of.
+pub async fn open(
+    jetstream: &jetstream::Context,
+    num_replicas: usize,
+) -> Result<Store, CheckpointError> {
+    if let Ok(store) = jetstream.get_key_value(NAME).await {
+        let config = &store.stream.cached_info().config;
+        if config.storage != StorageType::File || !config.max_age.is_zero() {
+            return Err(CheckpointError::Forgetful);
+        }
+        return Ok(store);
+    }
+    let bucket = kv::Config {
+        bucket: NAME.to_owned(),
+        description: "What analytics-server has stored, by stream and consumer".to_owned(),
+        history: 1,
+        // Whatever the stream's: without it, all is compared with ClickHouse.
+        storage: StorageType::File,
+        num_replicas,
+        ..Default::default()
+    };
+    jetstream
+        .create_key_value(bucket)
+        .await
+        .map_err(|error| CheckpointError::Unavailable(error.to_string()))
+}
+
+/// The record of a stream and a consumer as it is now, without taking it over.
+pub async fn peek(
+    jetstream: &jetstream::Context,
+    stream: &str,
+    consumer: &str,
+) -> Result<Option<Record>, CheckpointError> {
+    let Ok(store) = jetstream.get_key_value(NAME).await else {
+        return Ok(None);
+    };
+    let found = read(&store, &key(stream, consumer)).await?;
+    Ok(found.map(|found| found.record))
+}
+
+pub async fn read(store: &Store, key: &str) -> Result<Option<Written>, CheckpointError> {
+    let entry = store
+        .entry(key)
+        .await
+        .map_err(|error| CheckpointError::Unavailable(error.to_string()))?;
+    let Some(Entry {
+        value,
+        revision,
+        operation: Operation::Put,
+        ..
+    }) = entry
+    else {
+        return Ok(None);
+    };
+    let record = serde_json::from_slice(&value).map_err(|error| CheckpointError::Corrupt {
+        key: key.to_owned(),
+        error: error.to_string(),
+    })?;
+    Ok(Some(Written { record, revision }))
+}
+
+/// The bucket holds another revision than the one that was expected.
+pub struct Conflict;
+
+/// Writes the record where it is still at `expected`, or not there for `None`;
+/// returns its revision.
+pub async fn write(
+    store: &Store,
+    key: &str,
+    record: &Record,
+    expected: Option<u64>,
+) -> Result<Result<u64, Conflict>, CheckpointError> {
+    // Strings and numbers cannot fail to become JSON.
+    let value = serde_json::to_vec(record).unwrap_or_default().into();
+    let unavailable = |error: String| Err(CheckpointError::Unavailable(error));
+    match expected {
+        None => match store.create(key, value).await {
+            Ok(revision) => Ok(Ok(revision)),
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(Err(Conflict)),
+            Err(error) => unavailable(error.to_string()),
+        },
+        Some(expected) => match store.update(key, value, expected).await {
+            Ok(revision) => Ok(Ok(revision)),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(Err(Conflict)),
+            Err(error) => unavailable(error.to_string()),
+        },
+    }
+}

@@ -1,0 +1,218 @@
+//! The parts of a batch: which rows, and what becomes of a part that did not go
+//! through. Pure.
+
+use std::collections::{HashSet, VecDeque};
+
+use crate::clickhouse::native::{Block, Millis};
+use crate::clickhouse::stored::Origin;
+use crate::dead_letter::{self, DeadLetter, Reason};
+use crate::event::{self, Event, Place};
+use crate::pipeline::batch::Batch;
+use crate::pipeline::checkpoint::{Part, Rows};
+
+/// More refused rows than this do not wait for the end of their batch: the record,
+/// which names them, has to stay small.
+const MOST_WAITING: usize = 256;
+
+/// What a dead letter says whose refusal was before a restart.
+const REFUSED: &str = "ClickHouse refuses the row";
+
+/// A part on its way.
+#[derive(Debug)]
+pub struct Step {
+    pub part: Part,
+    /// A writer before this one may have sent it.
+    pub recovered: bool,
+    /// What ClickHouse says of a refused row.
+    error: String,
+}
+
+impl Step {
+    pub fn all(parts: Vec<Part>, recovered: bool) -> VecDeque<Self> {
+        let step = |part| Self {
+            part,
+            recovered,
+            error: REFUSED.to_owned(),
+        };
+        parts.into_iter().map(step).collect()
+    }
+
+    fn new(part: Part, error: String) -> Self {
+        Self {
+            part,
+            recovered: false,
+            error,
+        }
+    }
+
+    /// The rows of the part.
+    pub fn select<'a>(&self, batch: &'a Batch) -> Selected<'a> {
+        let within = |place: Place| (self.part.first..=self.part.last).contains(&place);
+        let events = batch.events.iter().filter(|event| within(event.place()));
+        match self.part.rows {
+            Rows::Events => Selected::Events(events.collect()),
+            Rows::Refused => {
+                let letter = |event| DeadLetter::of_event(event, Reason::Refused, &self.error);
+                Selected::Letters(events.map(letter).collect())
+            }
+            Rows::DeadLetters => {
+                let letters = batch.dead_letters.iter();
+                let letters = letters.filter(|letter| within(letter.place()));
+                Selected::Letters(letters.cloned().collect())
+            }
+        }
+    }
+}
+
+impl Rows {
+    /// The table that they go to.
+    pub fn table(self) -> &'static str {
+        match self {
+            Self::Events => "analytics_events",
+            Self::DeadLetters | Self::Refused => "dead_letters",
+        }
+    }
+}
+
+/// The batch as it is inserted first. Dead letters go before events: their range
+/// must not be committed without them.
+pub fn whole(batch: &Batch) -> Vec<Part> {
+    let letters = batch.dead_letters.iter().map(DeadLetter::place);
+    let events = batch.events.iter().map(Event::place);
+    let parts = [
+        part_of(Rows::DeadLetters, &letters.collect::<Vec<_>>(), 0),
+        part_of(Rows::Events, &events.collect::<Vec<_>>(), 0),
+    ];
+    parts.into_iter().flatten().collect()
+}
+
+/// As [`whole`], for a range of which ClickHouse may hold something already.
+pub fn what_is_missing(batch: &Batch) -> Vec<Part> {
+    let mut parts = whole(batch);
+    for part in &mut parts {
+        part.attempt = 1;
+    }
+    parts
+}
+
+fn part_of(rows: Rows, places: &[Place], attempt: u32) -> Option<Part> {
+    Some(Part {
+        rows,
+        first: *places.first()?,
+        last: *places.last()?,
+        attempt,
+    })
+}
+
+/// The first step goes once more, with what is missing, under another token.
+pub fn again(steps: &mut VecDeque<Step>) {
+    if let Some(step) = steps.pop_front() {
+        let part = Part {
+            attempt: step.part.attempt + 1,
+            ..step.part
+        };
+        steps.push_front(Step::new(part, step.error));
+    }
+}
+
+/// The first step, which ClickHouse refused, becomes its halves, or a dead letter
+/// when it is one row. They are counted before they are sent: something of them may
+/// be stored after all.
+pub fn split(steps: &mut VecDeque<Step>, batch: &Batch, error: String) {
+    let Some(refused) = steps.pop_front() else {
+        return;
+    };
+    let attempt = refused.part.attempt + 1;
+    let places = refused.select(batch).places();
+    if let [place] = places.as_slice() {
+        let letter = part_of(Rows::Refused, &places, 1);
+        add_refused(steps, batch, *place, letter, error);
+        return;
+    }
+    let (low, high) = places.split_at(places.len() / 2);
+    for half in [high, low] {
+        if let Some(part) = part_of(Rows::Events, half, attempt) {
+            steps.push_front(Step::new(part, String::new()));
+        }
+    }
+}
+
+/// Refused rows wait until the end, so that neighbours go as one insert.
+fn add_refused(
+    steps: &mut VecDeque<Step>,
+    batch: &Batch,
+    place: Place,
+    letter: Option<Part>,
+    error: String,
+) {
+    let Some(letter) = letter else {
+        return;
+    };
+    let mut before = batch.events.iter().map(Event::place).rev();
+    let neighbour = before.find(|other| *other < place);
+    if let Some(last) = steps.back_mut()
+        && last.part.rows == Rows::Refused
+        && !last.recovered
+        && Some(last.part.last) == neighbour
+        && last.error == error
+    {
+        last.part.last = place;
+        return;
+    }
+    let waiting = steps.iter().filter(|step| step.part.rows == Rows::Refused);
+    if waiting.count() < MOST_WAITING {
+        steps.push_back(Step::new(letter, error));
+    } else {
+        steps.push_front(Step::new(letter, error));
+    }
+}
+
+/// The rows of a part.
+pub enum Selected<'a> {
+    Events(Vec<&'a Event>),
+    Letters(Vec<DeadLetter>),
+}
+
+impl Selected<'_> {
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Events(events) => events.is_empty(),
+            Self::Letters(letters) => letters.is_empty(),
+        }
+    }
+
+    pub fn places(&self) -> Vec<Place> {
+        match self {
+            Self::Events(events) => events.iter().map(|event| event.place()).collect(),
+            Self::Letters(letters) => letters.iter().map(DeadLetter::place).collect(),
+        }
+    }
+
+    /// Leaves the rows that are not in `held`, but for those from before `oldest`:
+    /// ClickHouse may have dropped these because of their age.
+    pub fn keep_missing(&mut self, held: &HashSet<Origin>, oldest: i64) {
+        let missing = |place: Place, received_at: Millis, age_from: Millis| {
+            let origin = Origin {
+                stream_seq: place.0,
+                batch_index: place.1,
+                received_at: received_at.0,
+            };
+            age_from.0 > oldest && !held.contains(&origin)
+        };
+        match self {
+            Self::Events(events) => {
+                events.retain(|event| missing(event.place(), event.received_at, event.server_ts));
+            }
+            Self::Letters(letters) => letters
+                .retain(|letter| missing(letter.place(), letter.received_at, letter.received_at)),
+        }
+    }
+
+    /// The block that inserts them; `bytes` as for [`event::block`].
+    pub fn block(&self, stream: &str, bytes: usize) -> Block {
+        match self {
+            Self::Events(events) => event::block(stream, events, bytes),
+            Self::Letters(letters) => dead_letter::block(stream, letters),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! What went through since the process started, and what holds it up: the
+//! pipeline's side of `/health`.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Counts are in events.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Rows in `analytics_events`.
+    pub stored: AtomicU64,
+    /// Rows in `dead_letters`.
+    pub dead_letters: AtomicU64,
+    /// Messages that the stream dropped before they were stored.
+    pub expired: AtomicU64,
+    /// The last sequence of which that was found out.
+    expired_until: AtomicU64,
+    /// Another instance works, and this one waits for its turn.
+    standing_by: AtomicBool,
+    /// Why inserts under way do not succeed, by insert.
+    held_up_by: Mutex<Vec<(u64, String)>>,
+    inserts: AtomicU64,
+}
+
+impl Progress {
+    /// Why an insert under way does not succeed; `None` when all is well.
+    pub fn held_up_by(&self) -> Option<String> {
+        self.reasons().first().map(|(_, reason)| reason.clone())
+    }
+
+    /// Lets an insert say why it does not succeed, for as long as it is under way.
+    pub fn hold_up(&self) -> HoldUp<'_> {
+        HoldUp {
+            progress: self,
+            insert: self.inserts.fetch_add(1, Relaxed),
+        }
+    }
+
+    /// Whether another instance works.
+    pub fn is_standing_by(&self) -> bool {
+        self.standing_by.load(Relaxed)
+    }
+
+    /// Says whether another instance works; true when that is news.
+    pub fn set_standing_by(&self, standing_by: bool) -> bool {
+        self.standing_by.swap(standing_by, Relaxed) != standing_by
+    }
+
+    /// The part of a run of dropped sequences, from first to last, that was not
+    /// told of before: each start after an interruption finds it again.
+    pub fn new_among_expired(&self, first: u64, last: u64) -> Option<(u64, u64)> {
+        let until = self.expired_until.fetch_max(last, Relaxed);
+        let first = first.max(until + 1);
+        (first <= last).then_some((first, last))
+    }
+
+    fn reasons(&self) -> MutexGuard<'_, Vec<(u64, String)>> {
+        self.held_up_by
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an insert said ends with it, also when it is given up half-way.
+pub struct HoldUp<'a> {
+    progress: &'a Progress,
+    insert: u64,
+}
+
+impl HoldUp<'_> {
+    pub fn say(&self, reason: String) {
+        let mut reasons = self.progress.reasons();
+        reasons.retain(|(insert, _)| *insert != self.insert);
+        reasons.push((self.insert, reason));
+    }
+}
+
+impl Drop for HoldUp<'_> {
+    fn drop(&mut self) {
+        let insert = self.insert;
+        self.progress
+            .reasons()
+            .retain(|(other, _)| *other != insert);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_insert_that_was_given_up_holds_nothing_up_and_leaves_others_alone() {
+        let progress = Progress::default();
+        let (one, other) = (progress.hold_up(), progress.hold_up());
+        one.say("no such table".to_owned());
+        other.say("no such database".to_owned());
+        drop(one);
+        assert_eq!(progress.held_up_by().as_deref(), Some("no such database"));
+        drop(other);
+        assert_eq!(progress.held_up_by(), None);
+    }
+}

@@ -1,0 +1,156 @@
+//! The reading half: consume, decode, batch.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, enabled, error};
+
+use super::PipelineError;
+use super::batch::{Batch, Batcher};
+use super::consume::{Consumer, Delivery};
+use super::decode::{Decoded, Decoder, Message};
+use super::progress::Progress;
+use super::recover::ask;
+use crate::clickhouse::{ClickHouse, stored};
+
+/// How long to go on reading.
+pub enum Until {
+    Shutdown(CancellationToken),
+    /// Until what was in flight at the start was read again.
+    Recovered,
+}
+
+impl Until {
+    /// What `work` gives, or `None` where the end comes first.
+    pub async fn unless_over<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        match self {
+            Self::Shutdown(shutdown) => shutdown.run_until_cancelled(work).await,
+            Self::Recovered => Some(work.await),
+        }
+    }
+}
+
+pub struct Reader {
+    pub consumer: Consumer,
+    pub decoder: Decoder,
+    pub batcher: Batcher,
+    /// The stream's identity, as it stands in rows.
+    pub stream: String,
+    /// For what the stream has dropped.
+    pub clickhouse: ClickHouse,
+    pub progress: Arc<Progress>,
+}
+
+impl Reader {
+    /// Sends batches until it is over or an error comes, and what is held then as
+    /// the last one: what was read before an error has nothing to do with it.
+    pub async fn run(
+        mut self,
+        batches: mpsc::Sender<Batch>,
+        until: Until,
+    ) -> Result<(), PipelineError> {
+        let outcome = loop {
+            if matches!(until, Until::Recovered) && self.batcher.is_recovered() {
+                break Ok(());
+            }
+            let next = async {
+                tokio::select! {
+                    delivery = self.consumer.next() => Some(delivery),
+                    () = sleep_until(self.batcher.deadline()) => None,
+                }
+            };
+            let complete = match until.unless_over(next).await {
+                None => break Ok(()),
+                Some(None) => self.batcher.flush().into_iter().collect(),
+                Some(Some(Ok(delivery))) => self.take(delivery).await,
+                Some(Some(Err(error))) => break Err(error.into()),
+            };
+            if !send(&batches, complete).await {
+                // The writing half has ended, and says why.
+                return Ok(());
+            }
+        };
+        send(&batches, self.batcher.flush().into_iter().collect()).await;
+        outcome
+    }
+
+    async fn take(&mut self, delivery: Delivery) -> Vec<Batch> {
+        let (message, is_last) = match delivery {
+            Delivery::Message { message, is_last } => (message, is_last),
+            Delivery::EndOfStream => return self.batcher.end_of_stream(),
+            Delivery::Expired { first, last } => {
+                self.report_expired(first, last).await;
+                return Vec::new();
+            }
+        };
+        let decoded = self.decoder.decode(&message);
+        if enabled!(tracing::Level::DEBUG) {
+            log(&message, &decoded);
+        }
+        let mut complete = self.batcher.push(&message, decoded, Instant::now());
+        if is_last {
+            complete.extend(self.batcher.end_of_stream());
+        }
+        complete
+    }
+
+    /// Tells of messages that are neither in the stream nor in ClickHouse.
+    async fn report_expired(&self, first: u64, last: u64) {
+        let Some((first, last)) = self.progress.new_among_expired(first, last) else {
+            return;
+        };
+        let stored = ask("asking ClickHouse what it holds", || {
+            stored::sequences(&self.clickhouse, &self.stream, first, last)
+        })
+        .await;
+        let expired = (last - first + 1).saturating_sub(stored);
+        if expired > 0 {
+            self.progress.expired.fetch_add(expired, Relaxed);
+            error!(
+                first,
+                last, expired, "the stream dropped messages before they were stored"
+            );
+        }
+    }
+}
+
+/// One line an event. Never the payload: it holds what users wrote.
+fn log(message: &Message, decoded: &Decoded) {
+    let (subject, sequence, size) = (
+        message.subject.as_str(),
+        message.sequence,
+        message.payload.len(),
+    );
+    for event in &decoded.events {
+        debug!(subject, sequence, size, event_type = %event.event_type, "event");
+    }
+    for letter in &decoded.dead_letters {
+        debug!(
+            subject,
+            sequence,
+            size,
+            reason = letter.reason.as_str(),
+            "dead letter"
+        );
+    }
+}
+
+/// False when nobody takes batches any more.
+async fn send(batches: &mpsc::Sender<Batch>, complete: Vec<Batch>) -> bool {
+    for batch in complete {
+        if batches.send(batch).await.is_err() {
+            return false;
+        }
+    }
+    true
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

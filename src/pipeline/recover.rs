@@ -1,0 +1,182 @@
+//! Where to go on: what the record says, held against the stream and against
+//! ClickHouse, the second witness.
+//!
+//! The record may have been lost or rolled back with the bucket, and the stream may
+//! have lost its tail in a power failure and given its sequences to other messages.
+//! Then rows may be stored that the record does not know of. Up to the last of
+//! them, only what ClickHouse does not hold is inserted.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_nats::jetstream;
+use async_nats::jetstream::stream::Stream;
+use clickhouse::error::Error;
+use futures_util::TryFutureExt;
+use tracing::{error, info, warn};
+
+use super::checkpoint::{Checkpoint, CheckpointError, Record};
+use crate::clickhouse::ClickHouse;
+use crate::clickhouse::client::describe;
+use crate::clickhouse::stored;
+use crate::nats::{StoredMessageError, StreamId, stored_message};
+use crate::retry;
+
+/// How often ClickHouse is asked whether inserts of an earlier writer still run.
+const LOOK: Duration = Duration::from_millis(200);
+
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Stream(#[from] StoredMessageError),
+}
+
+/// Whether ClickHouse holds anything of this stream.
+pub async fn is_known(clickhouse: &ClickHouse, stream: &StreamId) -> bool {
+    last_after(clickhouse, stream, 0).await.is_some()
+}
+
+/// Brings the record, which is this instance's, in line with the stream and with
+/// ClickHouse. Returns the sequence up to which only what is missing may be
+/// inserted; 0 where the record can be believed.
+pub async fn reconcile(
+    checkpoint: &Checkpoint,
+    jetstream: &jetstream::Context,
+    stream: &Stream,
+    clickhouse: &ClickHouse,
+) -> Result<u64, RecoverError> {
+    let record = checkpoint.record().await;
+    let last_sequence = stream.cached_info().state.last_sequence;
+    let end = record.end().0;
+
+    let cut_off = lost_tail(jetstream, stream, &record).await?;
+    if let Some(last) = cut_off {
+        error!(
+            from = last + 1,
+            to = end,
+            "the stream has lost its tail and gives its sequences to other messages; \
+             ClickHouse keeps what it has of the lost ones"
+        );
+    }
+    let stored = last_after(clickhouse, checkpoint.stream(), end).await;
+    if let Some(stored) = stored {
+        warn!(
+            checkpoint = end,
+            clickhouse = stored,
+            "ClickHouse holds more than the checkpoint knows of: inserting what is missing up to there"
+        );
+        if stored > last_sequence {
+            error!(
+                stream = last_sequence,
+                clickhouse = stored,
+                "ClickHouse holds sequences that the stream does not have any more"
+            );
+        }
+    }
+    let check_until = stored.or(cut_off.map(|_| end)).unwrap_or(0);
+    if check_until > 0 {
+        quiet(clickhouse).await;
+    }
+
+    let process = process(clickhouse).await;
+    checkpoint
+        .change(|record| {
+            if let Some(last) = cut_off {
+                record.cut_off(last);
+            }
+            if check_until > 0 {
+                record.raise_generation(now_seconds());
+            }
+            if record.in_flight.is_empty() {
+                record.clickhouse = process;
+            }
+        })
+        .await?;
+    Ok(check_until)
+}
+
+/// The last sequence that still is the message that the record speaks of, if the
+/// stream has lost some that came after it.
+///
+/// JetStream's clock goes forward, so that what took the place of a lost message
+/// was stored later than everything that the record speaks of.
+async fn lost_tail(
+    jetstream: &jetstream::Context,
+    stream: &Stream,
+    record: &Record,
+) -> Result<Option<u64>, RecoverError> {
+    let info = stream.cached_info();
+    let (state, name) = (&info.state, &info.config.name);
+    let at_or_after = async |sequence| stored_message(jetstream, name, sequence, ">").await;
+    let (end, stored_at) = record.end();
+    if end == 0 || end < state.first_sequence {
+        return Ok(None);
+    }
+    if stored_at == 0 {
+        return Ok((end > state.last_sequence).then_some(state.last_sequence));
+    }
+    if end <= state.last_sequence {
+        match at_or_after(end).await? {
+            Some(message) if message.sequence == end && message.stored_at != stored_at => {}
+            _ => return Ok(None),
+        }
+    }
+    // The first sequence that was stored later is between these two.
+    let (mut low, mut high) = (state.first_sequence, end.min(state.last_sequence) + 1);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match at_or_after(middle).await? {
+            Some(message) if message.stored_at <= stored_at => low = message.sequence + 1,
+            _ => high = middle,
+        }
+    }
+    Ok(Some(low.saturating_sub(1)))
+}
+
+/// Waits until no insert runs: one whose sender is gone may still come to its end.
+async fn quiet(clickhouse: &ClickHouse) {
+    let mut said = false;
+    while ask("asking ClickHouse for running inserts", || {
+        stored::inserts_run(clickhouse)
+    })
+    .await
+    {
+        if !said {
+            info!("waiting for the inserts of an earlier writer");
+            said = true;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// The last sequence after `sequence` that ClickHouse holds of the stream.
+async fn last_after(clickhouse: &ClickHouse, stream: &StreamId, sequence: u64) -> Option<u64> {
+    let stream = stream.to_string();
+    ask("asking ClickHouse what it holds", || {
+        stored::last_after(clickhouse, &stream, sequence)
+    })
+    .await
+}
+
+/// Which ClickHouse process answers.
+pub async fn process(clickhouse: &ClickHouse) -> String {
+    ask("asking ClickHouse since when it is up", || {
+        clickhouse.process()
+    })
+    .await
+}
+
+/// Asks until there is an answer: without it, nothing may be inserted.
+pub async fn ask<T, Answer: Future<Output = Result<T, Error>>>(
+    what: &'static str,
+    mut question: impl FnMut() -> Answer,
+) -> T {
+    retry::until_ok(what, || question().map_err(|error| describe(&error))).await
+}
+
+fn now_seconds() -> u32 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    // Until the year 2106.
+    since_epoch.map_or(0, |elapsed| elapsed.as_secs() as u32)
+}

@@ -1,0 +1,160 @@
+//! The writing half: record, insert, commit, acknowledge.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::Client;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+use time::Date;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{info, warn};
+
+use super::batch::Batch;
+use super::checkpoint::Recorded;
+use super::insert::{Inserter, Stored, what_is_missing};
+use super::recover::{ask, process};
+use super::{PipelineError, fault};
+use crate::clickhouse::views;
+
+/// The acknowledgement; a lost one costs nothing.
+const ACK: &[u8] = b"+ACK";
+
+pub struct Writer {
+    pub nats: Client,
+    pub inserter: Arc<Inserter>,
+    /// Inserts under way at a time.
+    pub max_in_flight: usize,
+    /// Up to this sequence, ClickHouse may hold what the checkpoint does not know of.
+    pub check_until: u64,
+}
+
+impl Writer {
+    /// Stores batches as they come, until there are no more.
+    pub async fn run(&self, mut batches: mpsc::Receiver<Batch>) -> Result<(), PipelineError> {
+        let mut in_flight = FuturesOrdered::new();
+        // Stored, and perhaps not in every view: what comes after them waits.
+        let mut suspects: Vec<Stored> = Vec::new();
+        let mut open = true;
+        while open || !in_flight.is_empty() {
+            let may_begin = in_flight.len() < self.max_in_flight && suspects.is_empty();
+            tokio::select! {
+                batch = batches.recv(), if open && may_begin => match batch {
+                    Some(batch) => in_flight.push_back(self.begin(batch).await?),
+                    None => open = false,
+                },
+                Some(stored) = in_flight.next() => {
+                    let stored: Stored = stored?;
+                    fault::at("after-insert");
+                    if suspects.is_empty() && !self.is_suspect(&stored).await {
+                        self.commit(vec![stored]).await?;
+                    } else {
+                        suspects.push(stored);
+                    }
+                }
+            }
+            if in_flight.is_empty() && !suspects.is_empty() {
+                self.recount(&suspects).await?;
+                self.commit(std::mem::take(&mut suspects)).await?;
+            }
+        }
+        // An acknowledgement that is still in the client's buffer would go down with it.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.nats.flush()).await;
+        Ok(())
+    }
+
+    /// Records a batch and starts to insert it, on a task of its own so that inserts
+    /// overlap.
+    async fn begin(
+        &self,
+        batch: Batch,
+    ) -> Result<impl Future<Output = Result<Stored, PipelineError>> + use<>, PipelineError> {
+        let parts = if batch.range.first <= self.check_until {
+            what_is_missing(&batch)
+        } else {
+            Vec::new()
+        };
+        let checkpoint = &self.inserter.checkpoint;
+        let recorded: Recorded = checkpoint.begin(&batch.range, parts).await?;
+        fault::at("after-record");
+        let inserter = Arc::clone(&self.inserter);
+        let task = tokio::spawn(async move { inserter.store(batch, recorded).await });
+        let task = AbortOnDropHandle::new(task);
+        Ok(async {
+            match task.await {
+                Ok(stored) => Ok(stored?),
+                Err(_) => Err(PipelineError::TaskFailed),
+            }
+        })
+    }
+
+    async fn commit(&self, stored: Vec<Stored>) -> Result<(), PipelineError> {
+        let ack = stored
+            .iter()
+            .rev()
+            .find_map(|stored| stored.batch.ack.clone());
+        let ranges = stored.into_iter().map(|stored| stored.batch.range);
+        self.inserter.checkpoint.commit(ranges).await?;
+        fault::at("after-commit");
+        if let Some(ack) = ack {
+            fault::at("before-ack");
+            self.nats.publish(ack, ACK.into()).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a view may lack rows of a batch: it was sent more than once, and
+    /// ClickHouse was started again since all before it was known to be counted.
+    async fn is_suspect(&self, stored: &Stored) -> bool {
+        let Inserter {
+            clickhouse,
+            checkpoint,
+            ..
+        } = &*self.inserter;
+        stored.repeated && checkpoint.record().await.clickhouse != process(clickhouse).await
+    }
+
+    /// Recounts the views' days of `suspects` while nothing is in flight, and builds
+    /// again those that differ.
+    async fn recount(&self, suspects: &[Stored]) -> Result<(), PipelineError> {
+        let Inserter {
+            clickhouse,
+            checkpoint,
+            ..
+        } = &*self.inserter;
+        let started = Instant::now();
+        let days: BTreeSet<Date> = suspects.iter().flat_map(Stored::days).collect();
+        loop {
+            let before = process(clickhouse).await;
+            let rebuilt = ask("recounting the views", || async {
+                let mut rebuilt = 0;
+                for view in views::of_events(clickhouse).await?.by_day {
+                    for day in &days {
+                        if !view.is_exact(clickhouse, *day).await? {
+                            warn!(view = view.name, %day, "a view has lost rows: building the day again");
+                            view.rebuild(clickhouse, *day).await?;
+                            rebuilt += 1;
+                        }
+                    }
+                }
+                Ok(rebuilt)
+            })
+            .await;
+            // What was swapped in while ClickHouse died may be half done.
+            if before == process(clickhouse).await {
+                info!(
+                    days = days.len(),
+                    rebuilt,
+                    ms = started.elapsed().as_millis() as u64,
+                    "ClickHouse was started again in the middle of an insert: views recounted"
+                );
+                checkpoint
+                    .change(|record| record.clickhouse = before)
+                    .await?;
+                return Ok(());
+            }
+        }
+    }
+}
