@@ -68,7 +68,7 @@ impl Chaos {
     }
 
     /// The last of the faults is over: lets everything come to rest, compares, reports.
-    async fn conclude(mut self, title: &str, publishers: Publishers) {
+    async fn conclude(self, title: &str, publishers: Publishers) {
         // What a fault has left, such as an acknowledgement that was lost, goes with the
         // next events.
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -99,9 +99,7 @@ impl Chaos {
         }
         let good = verdict.is_good() && panics == 0;
         if !good {
-            self.world.dir.disable_cleanup(true);
-            let dir = self.world.dir.path().display();
-            writeln!(report, "{verdict}logs and data are kept in {dir}").unwrap();
+            write!(report, "{verdict}").unwrap();
         }
         eprint!("{report}");
         if let Some(path) = std::env::var_os("CHAOS_REPORT") {
@@ -112,7 +110,17 @@ impl Chaos {
                 .unwrap();
             file.write_all(report.as_bytes()).unwrap();
         }
-        assert!(good, "{report}");
+        assert!(good, "seed {}: the report says what is wrong", self.seed);
+    }
+}
+
+impl Drop for Chaos {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.world.dir.disable_cleanup(true);
+            let dir = self.world.dir.path().display();
+            eprintln!("seed {}, logs and data are kept in {dir}", self.seed);
+        }
     }
 }
 

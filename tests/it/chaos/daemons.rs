@@ -15,10 +15,12 @@ use crate::support::daemon::Daemon;
 use crate::support::proxy::Proxy;
 
 /// One is active, the other stands by.
-pub const COUNT: usize = 1;
+pub const COUNT: usize = 2;
 
-/// Small batches, so that one is always on its way; a lease that a fault can outlast.
-const ANALYTICS: &str = "batch_size: 300, flush_interval_seconds: 0.1";
+/// Small batches, so that one is always on its way; a lease that a fault can outlast, and
+/// an insert that a stalled connection can.
+const ANALYTICS: &str = "batch_size: 300, flush_interval_seconds: 0.1, max_in_flight: 2, \
+     lease_timeout_seconds: 2, insert_timeout_seconds: 5";
 
 /// How long to wait for what follows from a fault when nothing else is broken. It goes on
 /// without it: what is broken meanwhile may last longer.
