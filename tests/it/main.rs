@@ -6,6 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod cluster;
 mod commands;
 mod contract;
 mod dead_letters;
