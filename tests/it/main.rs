@@ -7,6 +7,7 @@
 )]
 
 mod chaos;
+mod cluster;
 mod commands;
 mod contract;
 mod dead_letters;

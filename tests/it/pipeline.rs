@@ -389,3 +389,40 @@ async fn works(standbys: &mut Vec<Daemon>) -> Option<Daemon> {
     .await;
     Some(standbys.remove(active))
 }
+
+#[tokio::test]
+async fn a_consumer_or_a_bucket_deleted_under_the_daemon_is_made_again_and_nothing_is_lost() {
+    let world = World::new().await;
+    let config = world.config("batch_size: 100, flush_interval_seconds: 0.1", "");
+    let daemon = Daemon::start_with(&config, &[], "info");
+    daemon.logs("checkpoint taken over").await;
+    let jetstream = world.nats.jetstream().await;
+    publish_samples(&world, 250).await;
+    world.settled(250, 0).await;
+
+    let stream = jetstream.get_stream("ANALYTICS").await.unwrap();
+    stream.delete_consumer("analytics-processor").await.unwrap();
+    publish_samples(&world, 250).await;
+    world.settled(500, 0).await;
+
+    // What is stored must not be stored again for want of the record that says so.
+    jetstream
+        .delete_key_value("analytics-checkpoints")
+        .await
+        .unwrap();
+    publish_samples(&world, 250).await;
+    world.settled(750, 0).await;
+    let sequences = "SELECT uniqExact(stream_seq) AS n FROM analytics_events";
+    assert_eq!(world.number(sequences).await, 750);
+    world.views_equal_a_recount().await;
+    eventually("the checkpoint is made again", async || {
+        let bucket = jetstream
+            .get_key_value("analytics-checkpoints")
+            .await
+            .ok()?;
+        bucket.get("ANALYTICS.analytics-processor").await.ok()?
+    })
+    .await;
+    let (status, log) = daemon.stop().await;
+    assert!(status.success(), "{log}");
+}

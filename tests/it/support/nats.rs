@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use async_nats::jetstream;
 use tempfile::TempDir;
 
+use super::clickhouse::free_port;
 use super::{dependency, eventually, signal};
 
 pub struct Nats {
@@ -49,6 +50,27 @@ impl Nats {
             port,
             options,
         }
+    }
+
+    /// Three servers that are one, with JetStream on each.
+    pub async fn cluster() -> Vec<Self> {
+        let routes = [free_port(), free_port(), free_port()];
+        let all = routes.map(|port| format!("nats://127.0.0.1:{port}"));
+        let mut nodes = Vec::new();
+        for (index, own) in all.iter().enumerate() {
+            // Its name is its place, so that a leader's name finds the server.
+            let name = index.to_string();
+            let options = ["--server_name", &name, "--cluster_name", "test"];
+            let cluster = ["--cluster", own, "--routes", &all.join(",")];
+            nodes.push(Self::start_with(&[options, cluster].concat()).await);
+        }
+        for node in &nodes {
+            eventually("the cluster has a leader", async || {
+                node.jetstream().await.query_account().await.ok()
+            })
+            .await;
+        }
+        nodes
     }
 
     pub fn url(&self) -> String {
