@@ -299,4 +299,6 @@ impl Checkpoint {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
