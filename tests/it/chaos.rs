@@ -108,12 +108,13 @@ fn setting<T: FromStr>(variable: &str, default: T) -> T {
 async fn everything_is_broken_at_random_and_every_event_counts_once() {
     let mut chaos = Chaos::new().await;
     let duration = Duration::from_secs(setting("CHAOS_SECONDS", 30));
-    let publishers = chaos.publishers(300, 5).await;
+    let publishers = chaos.publishers(300, 3).await;
     let mut links = Vec::new();
     for _ in 0..daemons::COUNT {
         links.push(Links::to(chaos.nats_port, chaos.clickhouse_port).await);
     }
     let mut daemons = Daemons::start(&chaos.world, &links, Arc::clone(&chaos.tally)).await;
+    forget_merged_parts_soon(&chaos.world).await;
     let servers = Servers {
         clickhouse: &mut chaos.clickhouse,
         nats: &mut chaos.world.nats,
@@ -142,6 +143,7 @@ async fn clickhouse_is_killed_in_the_middle_of_small_inserts() {
     // Of one day: the fewer parts an insert makes, the more inserts there are.
     let publishers = chaos.publishers(150, 1).await;
     let _daemon = Daemon::start_logging_to(&log, &config, &[]);
+    forget_merged_parts_soon(&chaos.world).await;
     for _ in 0..kills {
         let before = chaos.world.stored().await;
         eventually("inserts go on", async || {
@@ -158,6 +160,23 @@ async fn clickhouse_is_killed_in_the_middle_of_small_inserts() {
             publishers,
         )
         .await;
+}
+
+/// ClickHouse keeps parts for minutes after it has merged them, and reads them all at each
+/// start: after some hundred kills it would do little else.
+async fn forget_merged_parts_soon(world: &World) {
+    eventually("something is stored", async || {
+        (world.stored().await > 0).then_some(())
+    })
+    .await;
+    let tables = "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree'";
+    for table in world.ask(tables).await.unwrap() {
+        let alter = format!(
+            "ALTER TABLE {} MODIFY SETTING old_parts_lifetime = 1, merge_tree_clear_old_parts_interval_seconds = 0",
+            table["name"].as_str().unwrap()
+        );
+        world.clickhouse().query(&alter).execute().await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
