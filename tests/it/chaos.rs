@@ -9,13 +9,11 @@ mod daemons;
 mod draft;
 mod plan;
 mod publishers;
+mod report;
 mod servers;
 mod verdict;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::io::Write as _;
-use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +23,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use self::daemons::{Daemons, Links};
 use self::plan::{Plan, Tally};
 use self::publishers::{Publishers, Traffic};
+use self::report::Report;
 use self::servers::{ClickHouse, Servers};
 use self::verdict::Verdict;
 use crate::support::clickhouse::lasting_port;
@@ -75,42 +74,14 @@ impl Chaos {
         let ledger = publishers.finish().await;
         let took = self.tally.elapsed();
         let verdict = Verdict::on(&self.world, &ledger).await;
-        let dir = self.world.dir.path();
-        let panics = count_in_logs(dir, "panicked at");
-
-        let mut faults = self.tally.counts();
-        for kind in [
-            "daemon killed",
-            "daemon frozen past the lease",
-            "ClickHouse killed",
-            "NATS killed",
-        ] {
-            add_total(&mut faults, kind);
-        }
-        faults.insert(
-            "daemon took the checkpoint over".to_owned(),
-            count_in_logs(dir, "checkpoint taken over"),
+        let title = format!("{title}: seed {}, {} s", self.seed, took.as_secs());
+        let report = Report::new(&title, &self.tally, &verdict, self.world.dir.path());
+        report.publish();
+        assert!(
+            report.is_good,
+            "seed {}: the report says what is wrong",
+            self.seed
         );
-        faults.insert("daemon panicked".to_owned(), panics);
-        let mut report = format!("{title}: seed {}, {} s\n", self.seed, took.as_secs());
-        let faults = faults.iter().map(|(kind, count)| (kind.as_str(), *count));
-        for (what, count) in faults.chain(verdict.counts()) {
-            writeln!(report, "  {what:48} {count:>9}").unwrap();
-        }
-        let good = verdict.is_good() && panics == 0;
-        if !good {
-            write!(report, "{verdict}").unwrap();
-        }
-        eprint!("{report}");
-        if let Some(path) = std::env::var_os("CHAOS_REPORT") {
-            let mut file = std::fs::File::options()
-                .create(true)
-                .append(true)
-                .open(path)
-                .unwrap();
-            file.write_all(report.as_bytes()).unwrap();
-        }
-        assert!(good, "seed {}: the report says what is wrong", self.seed);
     }
 }
 
@@ -133,32 +104,17 @@ fn setting<T: FromStr>(variable: &str, default: T) -> T {
     }
 }
 
-/// Of the kinds that begin like this, where there are several.
-fn add_total(faults: &mut BTreeMap<String, u64>, kind: &str) {
-    let parts = faults.iter().filter(|(name, _)| name.starts_with(kind));
-    let total = parts.map(|(_, count)| count).sum();
-    faults.insert(kind.to_owned(), total);
-}
-
-fn count_in_logs(dir: &Path, text: &str) -> u64 {
-    let logs = std::fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let logs = logs.filter(|path| path.extension().is_some_and(|it| it == "log"));
-    logs.map(|log| std::fs::read_to_string(log).unwrap().matches(text).count() as u64)
-        .sum()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_is_broken_at_random_and_every_event_counts_once() {
     let mut chaos = Chaos::new().await;
     let duration = Duration::from_secs(setting("CHAOS_SECONDS", 30));
-    let publishers = chaos.publishers(300, 5).await;
+    let publishers = chaos.publishers(300, 3).await;
     let mut links = Vec::new();
     for _ in 0..daemons::COUNT {
         links.push(Links::to(chaos.nats_port, chaos.clickhouse_port).await);
     }
     let mut daemons = Daemons::start(&chaos.world, &links, Arc::clone(&chaos.tally)).await;
+    forget_merged_parts_soon(&chaos.world).await;
     let servers = Servers {
         clickhouse: &mut chaos.clickhouse,
         nats: &mut chaos.world.nats,
@@ -187,6 +143,7 @@ async fn clickhouse_is_killed_in_the_middle_of_small_inserts() {
     // Of one day: the fewer parts an insert makes, the more inserts there are.
     let publishers = chaos.publishers(150, 1).await;
     let _daemon = Daemon::start_logging_to(&log, &config, &[]);
+    forget_merged_parts_soon(&chaos.world).await;
     for _ in 0..kills {
         let before = chaos.world.stored().await;
         eventually("inserts go on", async || {
@@ -203,6 +160,23 @@ async fn clickhouse_is_killed_in_the_middle_of_small_inserts() {
             publishers,
         )
         .await;
+}
+
+/// ClickHouse keeps parts for minutes after it has merged them, and reads them all at each
+/// start: after some hundred kills it would do little else.
+async fn forget_merged_parts_soon(world: &World) {
+    eventually("something is stored", async || {
+        (world.stored().await > 0).then_some(())
+    })
+    .await;
+    let tables = "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree'";
+    for table in world.ask(tables).await.unwrap() {
+        let alter = format!(
+            "ALTER TABLE {} MODIFY SETTING old_parts_lifetime = 1, merge_tree_clear_old_parts_interval_seconds = 0",
+            table["name"].as_str().unwrap()
+        );
+        world.clickhouse().query(&alter).execute().await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,7 +19,7 @@ pub const COUNT: usize = 2;
 
 /// Small batches, so that one is always on its way; a lease that a fault can outlast, and
 /// an insert that a stalled connection can.
-const ANALYTICS: &str = "batch_size: 300, flush_interval_seconds: 0.1, max_in_flight: 2, \
+const ANALYTICS: &str = "batch_size: 300, flush_interval_seconds: 0.2, max_in_flight: 2, \
      lease_timeout_seconds: 2, insert_timeout_seconds: 5";
 
 /// How long to wait for what follows from a fault when nothing else is broken. It goes on
