@@ -239,10 +239,7 @@ async fn servers_that_come_late_or_go_away_are_waited_for() {
     world.nats.kill();
     daemon.logs("connection to NATS lost").await;
     world.nats.start_again();
-    eventually("NATS is back", async || {
-        async_nats::connect(world.nats.url()).await.ok()
-    })
-    .await;
+    world.nats.is_back().await;
     world.publish("app.start", event("after")).await;
     world.settled(2, 0).await;
     let log = daemon.log();
