@@ -2,8 +2,8 @@
 //! it was.
 
 use crate::commands::health_of;
-use crate::pipeline::{event, publish_samples};
 use crate::support::daemon::Daemon;
+use crate::support::events::{event, publish_samples};
 use crate::support::{World, eventually};
 
 const ANALYTICS: &str = "batch_size: 60, flush_interval_seconds: 0.1";
