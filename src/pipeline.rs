@@ -204,19 +204,20 @@ impl Pipeline {
 
     /// Waits until it is this instance's turn to write, then makes the checkpoint
     /// its own.
-    async fn take_over(&self, at_once: bool) -> Result<Lead, PipelineError> {
-        let messaging = &self.config.integrations.messaging;
+    async fn take_over(&mut self, at_once: bool) -> Result<Lead, PipelineError> {
+        let config = Arc::clone(&self.config);
+        let messaging = &config.integrations.messaging;
         let jetstream = jetstream::new(self.nats.clone());
         let mut patient = false;
         loop {
-            let mut stream = nats::open_stream(&jetstream, messaging).await?;
+            let stream = nats::open_stream(&jetstream, messaging).await?;
             let num_replicas = stream.cached_info().config.num_replicas;
             let bucket = checkpoint::open_bucket(&jetstream, num_replicas).await?;
             let mut claim = Claim {
                 owner: self.owner.clone(),
                 stream: StreamId::of(&stream),
                 consumer: messaging.jetstream.consumer_name.clone(),
-                lease_timeout: self.config.features.analytics.lease_timeout,
+                lease_timeout: config.features.analytics.lease_timeout,
                 at_once,
             };
             let turn = checkpoint::wait_for_turn(&bucket, &claim, |owner| {
@@ -226,10 +227,14 @@ impl Pipeline {
             })
             .await?;
             if self.progress.set_standing_by(false) {
-                // That took its time: the stream is not what it was.
-                stream = nats::open_stream(&jetstream, messaging).await?;
-                claim.stream = StreamId::of(&stream);
+                // What this instance once wrote is history.
+                self.last = None;
             }
+            // As it is after the record was read: the record must not speak of more.
+            let Some(stream) = nats::find_stream(&jetstream, &claim.stream.name).await? else {
+                continue;
+            };
+            claim.stream = StreamId::of(&stream);
             let is_lost = matches!(turn, Turn::Vacant)
                 && self.last.is_none()
                 && recover::is_known(&self.clickhouse, &claim.stream).await;

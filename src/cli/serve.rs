@@ -300,10 +300,8 @@ async fn supervise(mut command: Command, mut child: Child, stop: CancellationTok
         }
         match command.spawn() {
             Ok(started) => child = started,
-            Err(error) => {
-                error!(%error, "cannot start the embedded ClickHouse");
-                return;
-            }
+            // The old one's end is met again, after a pause.
+            Err(error) => error!(%error, "cannot start the embedded ClickHouse"),
         }
     }
 }

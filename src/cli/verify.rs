@@ -56,22 +56,26 @@ struct Span {
     last: Date,
 }
 
-impl Args {
-    /// ClickHouse drops rows by their age, so that days before that are never exact.
-    fn span(&self, config: &Config) -> Span {
+impl Span {
+    /// All that ClickHouse keeps: days before are never exact.
+    fn all(config: &Config) -> Self {
         let today = OffsetDateTime::now_utc().date();
         let kept = i64::from(config.features.analytics.retention_days.get());
-        let oldest = today - time::Duration::days(kept - 1);
-        // Clocks of producers go ahead by some minutes at most.
-        let newest = today + time::Duration::days(1);
-        let (first, last) = match (self.day, self.since) {
-            (Some(day), _) => (day, day),
-            (None, Some(since)) => (since, newest),
-            (None, None) => (oldest, newest),
-        };
+        Self {
+            first: today - time::Duration::days(kept - 1),
+            // Clocks of producers go ahead by some minutes at most.
+            last: today + time::Duration::days(1),
+        }
+    }
+}
+
+impl Args {
+    fn span(&self, config: &Config) -> Span {
+        let all = Span::all(config);
+        let first = self.day.or(self.since).unwrap_or(all.first);
         Span {
-            first: first.max(oldest),
-            last,
+            first: first.max(all.first),
+            last: self.day.unwrap_or(all.last),
         }
     }
 }
@@ -96,7 +100,7 @@ struct Repaired {
 
 pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
     let config = Arc::new(config);
-    let clickhouse = ClickHouse::new(&config);
+    let clickhouse = ClickHouse::new(&config).patient();
     let nats = nats::connect(&config.integrations.messaging).await?;
     let verify = Verify {
         span: args.span(&config),
@@ -141,12 +145,15 @@ impl Verify {
             bail!("stream `{name}` does not exist");
         };
         let consumer = &messaging.jetstream.consumer_name;
-        let record = checkpoint::peek(&jetstream, name, consumer).await?;
-        let committed = record.map_or(0, |record| record.committed);
+        let Some(record) = checkpoint::peek(&jetstream, name, consumer).await? else {
+            bail!(
+                "there is no checkpoint, so nothing says what should be stored: run `serve`, or `verify --repair`"
+            );
+        };
         let origin = stream::Origin {
             jetstream,
             stream,
-            committed,
+            committed: record.committed,
         };
         stream::compare(&self.config, &self.clickhouse, origin, self.span).await
     }
@@ -176,12 +183,15 @@ impl Verify {
         checkpoint: &Arc<Checkpoint>,
     ) -> Result<Report> {
         let before = self.compare_stream().await?;
+        let mut span = self.span;
         if let Some(first) = before.first_missing {
             pipeline.store_again(checkpoint, first).await?;
+            // The views may have counted what was inserted, on whatever day.
+            span = Span::all(&self.config);
         }
         let views = views::of_events(&self.clickhouse).await?;
         let mut days_of_views = 0;
-        for day in days::compare(&self.clickhouse, &views.by_day, self.span, true).await? {
+        for day in days::compare(&self.clickhouse, &views.by_day, span, true).await? {
             for view in &views.by_day {
                 if day.views_that_differ.contains(&view.name) {
                     view.rebuild(&self.clickhouse, day.day).await?;
@@ -191,7 +201,9 @@ impl Verify {
         }
         let mut report = self.report(true).await?;
         report.repaired = Some(Repaired {
-            events: before.missing_events - report.stream.missing_events,
+            events: before
+                .missing_events
+                .saturating_sub(report.stream.missing_events),
             days_of_views,
         });
         Ok(report)

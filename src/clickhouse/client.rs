@@ -19,6 +19,8 @@ pub struct ClickHouse {
     user: String,
     database: String,
     insert_timeout: Duration,
+    /// How long any other statement may take.
+    timeout: Duration,
 }
 
 /// Why an insert did not say that it worked. The variants are what to do about it.
@@ -43,6 +45,10 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long any other statement of the daemon's own may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long one that reads or writes a whole day may take: giving up on the client's
+/// side does not end it.
+const PATIENT_TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// What every insert asks for beside its token. `guarantees` looks whether the server
 /// grants it.
 pub const INSERT_SETTINGS: [(&str, &str); 6] = [
@@ -59,12 +65,6 @@ pub const INSERT_SETTINGS: [(&str, &str); 6] = [
     // Without it an insert whose view failed would be reported as stored.
     ("materialized_views_ignore_errors", "0"),
 ];
-
-async fn limited<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(TIMEOUT, answer)
-        .await
-        .unwrap_or(Err(Error::TimedOut))
-}
 
 impl ClickHouse {
     pub fn new(config: &Config) -> Self {
@@ -87,6 +87,15 @@ impl ClickHouse {
             user: server.db_user.clone(),
             database: server.db_name.clone(),
             insert_timeout: config.features.analytics.insert_timeout,
+            timeout: TIMEOUT,
+        }
+    }
+
+    /// The same server, for statements that read or write a whole day.
+    pub fn patient(&self) -> Self {
+        Self {
+            timeout: PATIENT_TIMEOUT,
+            ..self.clone()
         }
     }
 
@@ -132,9 +141,15 @@ impl ClickHouse {
         insert.end().await.map_err(insert_error)
     }
 
+    async fn limited<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        tokio::time::timeout(self.timeout, answer)
+            .await
+            .unwrap_or(Err(Error::TimedOut))
+    }
+
     /// Runs a statement that answers nothing.
     pub async fn execute(&self, sql: &str) -> Result<(), Error> {
-        limited(self.client.query_raw(sql).execute()).await
+        self.limited(self.client.query_raw(sql).execute()).await
     }
 
     /// Runs a query; `parameters` fill in its `{name:Type}`.
@@ -147,7 +162,7 @@ impl ClickHouse {
         for (name, value) in parameters {
             query = query.param(name, value);
         }
-        limited(query.fetch_all()).await
+        self.limited(query.fetch_all()).await
     }
 
     /// Runs a query, of no database, under the settings of an insert.
@@ -157,7 +172,7 @@ impl ClickHouse {
         for (name, value) in INSERT_SETTINGS {
             query = query.with_setting(name, value);
         }
-        limited(query.fetch_all()).await
+        self.limited(query.fetch_all()).await
     }
 
     /// Runs any statement and streams what it answers in `format`.

@@ -160,9 +160,9 @@ fn refusal(answer: &str, user: &str) -> Option<Finding> {
     Some(Finding::fatal(Topic::Settings, detail, remedy))
 }
 
-/// The fewest past inserts that a table must recognise a repeat among: many
-/// times the parts that inserts in flight can make.
-const LEAST_WINDOW: u64 = 1000;
+/// The fewest past inserts that a table must recognise a repeat among: a few times the
+/// parts that inserts in flight can make, up to 32 with up to 36 days each.
+const LEAST_WINDOW: u64 = 5000;
 
 /// What a window is set to where it is missing.
 const GOOD_WINDOW: u64 = 10_000;

@@ -105,13 +105,15 @@ pub async fn sequences(
     .await
 }
 
-/// Whether an insert into the database runs.
-pub async fn inserts_run(clickhouse: &ClickHouse) -> Result<bool, Error> {
+/// Whether an insert of the stream runs: its token, which is the query's id, starts
+/// with the stream. The embedded engine shows its own ids.
+pub async fn inserts_run(clickhouse: &ClickHouse, stream: &str) -> Result<bool, Error> {
     let running = count(
         clickhouse,
         "SELECT count() AS count FROM system.processes
-         WHERE query_kind = 'Insert' AND current_database = currentDatabase()",
-        &[],
+         WHERE query_kind = 'Insert' AND current_database = currentDatabase()
+             AND (startsWith(query_id, {stream:String}) OR client_name = 'chDB client')",
+        &[("stream", stream)],
     )
     .await?;
     Ok(running > 0)

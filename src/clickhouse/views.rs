@@ -33,8 +33,9 @@ struct Column {
     is_array: bool,
 }
 
-/// The views whose days can be recounted, and the names of those whose cannot:
-/// their targets are not partitioned by a column of days.
+/// The views whose days can be recounted, and the names of those whose cannot: their
+/// targets are not partitioned by a column of days, hold states, or have several
+/// views.
 #[derive(Debug, Default)]
 pub struct Views {
     pub by_day: Vec<View>,
@@ -89,9 +90,8 @@ pub async fn of_events(clickhouse: &ClickHouse) -> Result<Views, Error> {
         let columns: Vec<TargetColumn> = clickhouse
             .rows(
                 "SELECT name, type FROM system.columns
-                 WHERE database = currentDatabase() AND table = {name:String} AND default_kind IN ('', 'DEFAULT')
-                 ORDER BY position",
-                &[("name", &name)],
+                 WHERE database = currentDatabase() AND table = {view:String} ORDER BY position",
+                &[("view", &view.name)],
             )
             .await?;
         let Some(Target {
@@ -107,7 +107,9 @@ pub async fn of_events(clickhouse: &ClickHouse) -> Result<Views, Error> {
         }
         let is_day =
             |column: &TargetColumn| column.name == partition_key && column.r#type == "Date";
-        if !columns.iter().any(is_day) {
+        // The bytes of a state depend on the order in which it was merged.
+        let is_state = |column: &TargetColumn| column.r#type.starts_with("AggregateFunction(");
+        if !columns.iter().any(is_day) || columns.iter().any(is_state) {
             views.others.push(name);
             continue;
         }
@@ -125,7 +127,18 @@ pub async fn of_events(clickhouse: &ClickHouse) -> Result<Views, Error> {
                 .collect(),
         });
     }
+    // What two views write together is what neither of them says.
+    let alone = |view: &View| targets_of(&views.by_day, &view.name) == 1;
+    let (alone, shared): (Vec<_>, Vec<_>) = views.by_day.iter().cloned().partition(alone);
+    views
+        .others
+        .extend(shared.into_iter().map(|view| view.name));
+    views.by_day = alone;
     Ok(views)
+}
+
+fn targets_of(views: &[View], name: &str) -> usize {
+    views.iter().filter(|view| view.name == name).count()
 }
 
 impl View {

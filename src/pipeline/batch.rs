@@ -132,6 +132,11 @@ impl Batcher {
         self.open.take().map(|open| open.batch)
     }
 
+    /// Whether every recorded range was cut again.
+    pub fn is_recovered(&self) -> bool {
+        self.recorded.is_empty()
+    }
+
     /// Completes every recorded range: nothing that is in the stream follows,
     /// so what is missing from them is gone.
     #[must_use = "a batch that is dropped is lost"]

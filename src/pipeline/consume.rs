@@ -92,8 +92,10 @@ pub struct Consumer {
     messages: Option<Messages>,
     /// Where the reading starts was compared with where the stream does.
     start_checked: bool,
-    /// What comes after what was handed on last, known already.
+    /// The message that was received, until it is handed on.
     held: Option<Delivery>,
+    /// The gap before it was compared with where the stream starts.
+    gap_checked: bool,
 }
 
 struct Messages {
@@ -140,13 +142,14 @@ impl Consumer {
             messages: None,
             start_checked: false,
             held: None,
+            gap_checked: false,
         }
     }
 
     /// What comes next. May be dropped while it waits, and called again.
     pub async fn next(&mut self) -> Result<Delivery, ConsumeError> {
-        if let Some(held) = self.take_held() {
-            return Ok(held);
+        if self.held.is_some() {
+            return self.hand_on_held().await;
         }
         if !self.start_checked {
             let expired = self.expired_before(u64::MAX).await?;
@@ -177,13 +180,29 @@ impl Consumer {
         self.receive().await
     }
 
-    /// The message that was received while something else had to be said first.
-    fn take_held(&mut self) -> Option<Delivery> {
-        let held = self.held.take()?;
-        if let Delivery::Message { message, .. } = &held {
-            self.last = message.sequence;
+    /// The message that was received, after what the stream dropped before it.
+    async fn hand_on_held(&mut self) -> Result<Delivery, ConsumeError> {
+        let sequence = match &self.held {
+            Some(Delivery::Message { message, .. }) => message.sequence,
+            _ => self.last,
+        };
+        let gap = sequence > self.last + 1 && self.reads_whole_stream();
+        if gap && !self.gap_checked {
+            let expired = self.expired_before(sequence).await?;
+            self.gap_checked = true;
+            if let Some(expired) = expired {
+                return Ok(expired);
+            }
         }
-        Some(held)
+        self.gap_checked = false;
+        self.last = sequence;
+        Ok(self.held.take().unwrap_or(Delivery::EndOfStream))
+    }
+
+    /// Whether the stream itself says that nothing follows. A consumer's own word is
+    /// not enough: in a cluster it may be behind the stream.
+    pub async fn is_at_end(&self) -> Result<bool, ConsumeError> {
+        Ok(self.fetch().await?.is_none())
     }
 
     /// The next message of the pull consumer.
@@ -228,14 +247,8 @@ impl Consumer {
                 },
                 is_last,
             };
-            let gap = sequence > after + 1 && self.reads_whole_stream();
             self.held = Some(message);
-            if gap && let Some(expired) = self.expired_before(sequence).await? {
-                return Ok(expired);
-            }
-            if let Some(message) = self.take_held() {
-                return Ok(message);
-            }
+            return self.hand_on_held().await;
         }
     }
 

@@ -49,6 +49,8 @@ pub struct Stored {
     pub batch: Batch,
     /// Something of it was sent more than once, or may have been.
     pub repeated: bool,
+    /// Something of it was there before it was sent: nobody knows of the views.
+    pub found: bool,
 }
 
 impl Stored {
@@ -61,12 +63,17 @@ impl Stored {
 
 /// How a part came to its end.
 enum Outcome {
-    Stored {
-        repeated: bool,
-    },
+    Stored,
     /// ClickHouse said that it has the rows, and does not.
     Missing,
     Refused(String),
+}
+
+/// What was seen on the way.
+#[derive(Default)]
+struct Seen {
+    repeated: bool,
+    found: bool,
 }
 
 impl Inserter {
@@ -85,16 +92,14 @@ impl Inserter {
         } else {
             Step::all(in_flight.parts.clone(), recovered)
         };
-        let mut repeated = false;
+        let mut seen = Seen::default();
         while let Some(step) = steps.front() {
-            match self.take(&batch, &in_flight, step).await? {
-                Outcome::Stored { repeated: it_was } => {
-                    repeated |= it_was;
+            match self.take(&batch, &in_flight, step, &mut seen).await? {
+                Outcome::Stored => {
                     steps.pop_front();
                     continue;
                 }
                 Outcome::Missing => {
-                    repeated = true;
                     warn!(
                         batch.first = in_flight.range.first,
                         batch.last = in_flight.range.last,
@@ -118,7 +123,12 @@ impl Inserter {
             insert_ms = started.elapsed().as_millis() as u64,
             "batch stored"
         );
-        Ok(Stored { batch, repeated })
+        let Seen { repeated, found } = seen;
+        Ok(Stored {
+            batch,
+            repeated,
+            found,
+        })
     }
 
     /// Sends a part, or what is missing of it.
@@ -127,18 +137,20 @@ impl Inserter {
         batch: &Batch,
         in_flight: &InFlight,
         step: &Step,
+        seen: &mut Seen,
     ) -> Result<Outcome, CheckpointError> {
         let Step {
             part, recovered, ..
         } = step;
         let mut selected = step.select(batch);
+        seen.repeated |= *recovered;
         if part.attempt > 0 {
+            let all = selected.len();
             self.keep_missing(&mut selected, part).await;
+            seen.found |= selected.len() < all;
         }
         if selected.is_empty() {
-            return Ok(Outcome::Stored {
-                repeated: *recovered,
-            });
+            return Ok(Outcome::Stored);
         }
         if part.rows == Rows::Refused {
             self.add_headers(&mut selected).await?;
@@ -146,38 +158,28 @@ impl Inserter {
         let stream = self.checkpoint.stream();
         let token = in_flight.token(stream, part);
         let block = selected.block(&stream.to_string(), batch.bytes);
-        let sent_twice = match self.send(part.rows, &block, &token, in_flight).await? {
-            Ok(sent_twice) => sent_twice,
-            Err(error) => {
-                // An attempt before this one may have been taken, and not answered.
-                self.keep_missing(&mut selected, part).await;
-                return Ok(if selected.is_empty() {
-                    Outcome::Stored { repeated: true }
-                } else {
-                    Outcome::Refused(error)
-                });
-            }
-        };
-        let repeated = sent_twice || *recovered;
-        if repeated {
+        let (sent_twice, refusal) = self.send(part.rows, &block, &token, in_flight).await?;
+        seen.repeated |= sent_twice;
+        if sent_twice || *recovered || refusal.is_some() {
+            // Also what was refused: an attempt before may have been taken, and not answered.
             self.keep_missing(&mut selected, part).await;
             if !selected.is_empty() {
-                return Ok(Outcome::Missing);
+                return Ok(refusal.map_or(Outcome::Missing, Outcome::Refused));
             }
         }
         self.count(part.rows, block.rows, in_flight);
-        Ok(Outcome::Stored { repeated })
+        Ok(Outcome::Stored)
     }
 
     /// Same bytes, same token, until there is a definite answer: ClickHouse drops
-    /// what it has. Says whether they went out more than once, or the refusal.
+    /// what it has. Says whether they went out more than once, and the refusal.
     async fn send(
         &self,
         rows: Rows,
         block: &Block,
         token: &str,
         in_flight: &InFlight,
-    ) -> Result<Result<bool, String>, CheckpointError> {
+    ) -> Result<(bool, Option<String>), CheckpointError> {
         let table = rows.table();
         let mut retry = Retry::new();
         let hold_up = self.progress.hold_up();
@@ -187,9 +189,9 @@ impl Inserter {
             self.checkpoint.confirm().await?;
             let insert = self.clickhouse.insert(table, block, token);
             let error = match fault::during("during-insert", insert).await {
-                Ok(()) => return Ok(Ok(sent_twice)),
+                Ok(()) => return Ok((sent_twice, None)),
                 Err(InsertError::Refused(error)) if rows == Rows::Events => {
-                    return Ok(Err(error));
+                    return Ok((sent_twice, Some(error)));
                 }
                 Err(error) => error,
             };
@@ -212,12 +214,18 @@ impl Inserter {
     async fn keep_missing(&self, selected: &mut Selected<'_>, part: &Part) {
         let stream = self.checkpoint.stream().to_string();
         let (first, last) = (part.first.0, part.last.0);
-        let held: HashSet<Origin> = ask("asking ClickHouse what it holds", || {
-            stored::origins(&self.clickhouse, part.rows.table(), &stream, first, last)
-        })
-        .await
-        .into_iter()
-        .collect();
+        // An event may be a dead letter, by refusal or of an older build, and replayed.
+        let tables: &[&str] = match part.rows {
+            Rows::Events => &["analytics_events", "dead_letters"],
+            Rows::DeadLetters | Rows::Refused => &["dead_letters"],
+        };
+        let mut held: HashSet<Origin> = HashSet::new();
+        for table in tables {
+            let origins = ask("asking ClickHouse what it holds", || {
+                stored::origins(&self.clickhouse, table, &stream, first, last)
+            });
+            held.extend(origins.await);
+        }
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
         let oldest = since_epoch
             .unwrap_or_default()

@@ -24,6 +24,10 @@ pub enum Until {
 }
 
 impl Until {
+    fn is_bounded(&self) -> bool {
+        matches!(self, Self::Sequence(_))
+    }
+
     /// What `work` gives, or `None` where the end comes first.
     pub async fn unless_over<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         match self {
@@ -67,8 +71,19 @@ impl Reader {
                 Some(None) => self.batcher.flush().into_iter().collect(),
                 Some(Some(Ok(delivery))) => {
                     let is_last = delivery.is_last();
-                    let complete = self.take(delivery).await;
-                    if is_last && matches!(until, Until::Sequence(_)) {
+                    let mut complete = self.take(delivery).await;
+                    // What the end closes, and what ends at it, must not be a guess.
+                    let matters = !self.batcher.is_recovered() || until.is_bounded();
+                    let at_end = match is_last && matters {
+                        true => self.consumer.is_at_end().await,
+                        false => Ok(false),
+                    };
+                    match at_end {
+                        Ok(true) => complete.extend(self.batcher.end_of_stream()),
+                        Ok(false) => {}
+                        Err(error) => break Err(error.into()),
+                    }
+                    if matches!(at_end, Ok(true)) && until.is_bounded() {
                         send(&batches, complete).await;
                         break Ok(());
                     }
@@ -86,9 +101,9 @@ impl Reader {
     }
 
     async fn take(&mut self, delivery: Delivery) -> Vec<Batch> {
-        let (message, is_last) = match delivery {
-            Delivery::Message { message, is_last } => (message, is_last),
-            Delivery::EndOfStream => return self.batcher.end_of_stream(),
+        let message = match delivery {
+            Delivery::Message { message, .. } => message,
+            Delivery::EndOfStream => return Vec::new(),
             Delivery::Expired { first, last } => {
                 self.report_expired(first, last).await;
                 return Vec::new();
@@ -98,11 +113,7 @@ impl Reader {
         if enabled!(tracing::Level::DEBUG) {
             log(&message, &decoded);
         }
-        let mut complete = self.batcher.push(&message, decoded, Instant::now());
-        if is_last {
-            complete.extend(self.batcher.end_of_stream());
-        }
-        complete
+        self.batcher.push(&message, decoded, Instant::now())
     }
 
     /// Tells of messages that are neither in the stream nor in ClickHouse.

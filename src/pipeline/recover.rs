@@ -76,7 +76,7 @@ pub async fn reconcile(
     }
     let check_until = stored.or(cut_off.map(|_| end)).unwrap_or(0);
     if check_until > 0 {
-        quiet(clickhouse).await;
+        quiet(clickhouse, checkpoint.stream()).await;
     }
 
     let process = process(clickhouse).await;
@@ -87,6 +87,10 @@ pub async fn reconcile(
             }
             if check_until > 0 {
                 record.raise_generation(now_seconds());
+            }
+            if stored.is_some() {
+                // An old record's: their tokens may be forgotten by now.
+                record.in_flight.clear();
             }
             if record.in_flight.is_empty() {
                 record.clickhouse = process;
@@ -134,11 +138,12 @@ async fn lost_tail(
     Ok(Some(low.saturating_sub(1)))
 }
 
-/// Waits until no insert runs: one whose sender is gone may still come to its end.
-async fn quiet(clickhouse: &ClickHouse) {
+/// Waits until no insert of the stream runs: one whose sender is gone may still come to its end.
+async fn quiet(clickhouse: &ClickHouse, stream: &StreamId) {
+    let stream = stream.to_string();
     let mut said = false;
     while ask("asking ClickHouse for running inserts", || {
-        stored::inserts_run(clickhouse)
+        stored::inserts_run(clickhouse, &stream)
     })
     .await
     {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::Client;
+use clickhouse::error::Error;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use time::Date;
@@ -17,7 +18,8 @@ use super::checkpoint::Recorded;
 use super::insert::{Inserter, Stored, what_is_missing};
 use super::recover::{ask, process};
 use super::{PipelineError, fault};
-use crate::clickhouse::views;
+use crate::clickhouse::client::describe;
+use crate::clickhouse::{ClickHouse, views};
 
 /// The acknowledgement; a lost one costs nothing.
 const ACK: &[u8] = b"+ACK";
@@ -105,15 +107,18 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether a view may lack rows of a batch: it was sent more than once, and
-    /// ClickHouse was started again since all before it was known to be counted.
+    /// Whether a view may not hold what it should of a batch: something of it was there
+    /// before, or it was sent more than once and ClickHouse was started again since all
+    /// before it was known to be counted.
     async fn is_suspect(&self, stored: &Stored) -> bool {
         let Inserter {
             clickhouse,
             checkpoint,
             ..
         } = &*self.inserter;
-        stored.repeated && checkpoint.record().await.clickhouse != process(clickhouse).await
+        stored.found
+            || (stored.repeated
+                && checkpoint.record().await.clickhouse != process(clickhouse).await)
     }
 
     /// Recounts the views' days of `suspects` while nothing is in flight, and builds
@@ -122,24 +127,22 @@ impl Writer {
         let Inserter {
             clickhouse,
             checkpoint,
+            progress,
             ..
         } = &*self.inserter;
         let started = Instant::now();
+        let hold_up = progress.hold_up();
+        let clickhouse = clickhouse.patient();
+        let clickhouse = &clickhouse;
         let days: BTreeSet<Date> = suspects.iter().flat_map(Stored::days).collect();
         loop {
             let before = process(clickhouse).await;
             let rebuilt = ask("recounting the views", || async {
-                let mut rebuilt = 0;
-                for view in views::of_events(clickhouse).await?.by_day {
-                    for day in &days {
-                        if !view.is_exact(clickhouse, *day).await? {
-                            warn!(view = view.name, %day, "a view has lost rows: building the day again");
-                            view.rebuild(clickhouse, *day).await?;
-                            rebuilt += 1;
-                        }
-                    }
+                let rebuilt = rebuild_what_differs(clickhouse, &days).await;
+                if let Err(error) = &rebuilt {
+                    hold_up.say(format!("recounting the views fails: {}", describe(error)));
                 }
-                Ok(rebuilt)
+                rebuilt
             })
             .await;
             // What was swapped in while ClickHouse died may be half done.
@@ -148,7 +151,7 @@ impl Writer {
                     days = days.len(),
                     rebuilt,
                     ms = started.elapsed().as_millis() as u64,
-                    "ClickHouse was started again in the middle of an insert: views recounted"
+                    "views recounted, since ClickHouse may have lost their rows of an insert"
                 );
                 checkpoint
                     .change(|record| record.clickhouse = before)
@@ -157,4 +160,22 @@ impl Writer {
             }
         }
     }
+}
+
+/// Returns how many days of views were built again.
+async fn rebuild_what_differs(
+    clickhouse: &ClickHouse,
+    days: &BTreeSet<Date>,
+) -> Result<u32, Error> {
+    let mut rebuilt = 0;
+    for view in views::of_events(clickhouse).await?.by_day {
+        for day in days {
+            if !view.is_exact(clickhouse, *day).await? {
+                warn!(view = view.name, %day, "a view differs from the events: building the day again");
+                view.rebuild(clickhouse, *day).await?;
+                rebuilt += 1;
+            }
+        }
+    }
+    Ok(rebuilt)
 }

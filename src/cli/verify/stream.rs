@@ -73,7 +73,7 @@ pub async fn compare(
             &messaging.subjects.analytics_events,
             &messaging.subjects.analytics_batch,
         ),
-        oldest: Millis(midnight(span.first)),
+        oldest: Millis(midnight(Span::all(config).first)),
         messages: Vec::new(),
         found: Comparison {
             stream: id,

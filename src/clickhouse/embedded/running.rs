@@ -19,8 +19,9 @@ use super::libchdb::Statistics;
 use super::query_ids::QueryIds;
 use super::request::Parsed;
 
-/// A client that sends nothing for this long has gone without a word.
-const RECEIVE_TIMEOUT: Duration = Duration::from_secs(300);
+/// A client that sends nothing for this long has gone without a word; as ClickHouse's
+/// `http_receive_timeout`.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bounds for reading what nobody wants.
 const DRAIN_BYTES: usize = 64 * 1024 * 1024;

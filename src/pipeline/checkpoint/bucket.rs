@@ -5,6 +5,7 @@ use async_nats::jetstream::kv::{self, CreateErrorKind, Entry, Operation, Store, 
 use async_nats::jetstream::stream::StorageType;
 
 use super::{CheckpointError, Record, Written};
+use crate::nats;
 
 /// The bucket; a record's key is stream and consumer.
 pub const NAME: &str = "analytics-checkpoints";
@@ -53,9 +54,17 @@ pub async fn peek(
     stream: &str,
     consumer: &str,
 ) -> Result<Option<Record>, CheckpointError> {
-    let Ok(store) = jetstream.get_key_value(NAME).await else {
+    let unavailable = |error: String| CheckpointError::Unavailable(error);
+    // A bucket is a stream of this name.
+    let bucket = nats::find_stream(jetstream, &format!("KV_{NAME}")).await;
+    if bucket
+        .map_err(|error| unavailable(error.to_string()))?
+        .is_none()
+    {
         return Ok(None);
-    };
+    }
+    let store = jetstream.get_key_value(NAME).await;
+    let store = store.map_err(|error| unavailable(error.to_string()))?;
     remembers(&store)?;
     let found = read(&store, &key(stream, consumer)).await?;
     Ok(found.map(|found| found.record))

@@ -175,9 +175,13 @@ pub enum Selected<'a> {
 
 impl Selected<'_> {
     pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn len(&self) -> usize {
         match self {
-            Self::Events(events) => events.is_empty(),
-            Self::Letters(letters) => letters.is_empty(),
+            Self::Events(events) => events.len(),
+            Self::Letters(letters) => letters.len(),
         }
     }
 
