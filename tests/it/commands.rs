@@ -313,7 +313,7 @@ async fn health_follows_the_servers() {
     health(["HTTP/1.1 503", r#""nats":"connection lost""#]).await;
 }
 
-async fn health_of(address: &str) -> Option<String> {
+pub async fn health_of(address: &str) -> Option<String> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let mut connection = tokio::net::TcpStream::connect(address).await.ok()?;

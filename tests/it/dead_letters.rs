@@ -3,29 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use analytics_server::nats::StreamId;
-use analytics_server::pb;
 use base64::prelude::{BASE64_STANDARD, Engine};
-use prost::Message;
 use serde_json::Value;
 
 use crate::support::daemon::{self, Daemon};
+use crate::support::events::event;
 use crate::support::{World, eventually};
 
 /// An event that cannot be stored, since it names no client.
 fn without_client() -> Vec<u8> {
     event("")
-}
-
-fn event(client_id: &str) -> Vec<u8> {
-    let context = pb::EventContext {
-        client_id: client_id.to_owned(),
-        ..Default::default()
-    };
-    pb::AnalyticsEvent {
-        context: Some(context),
-        event_type: None,
-    }
-    .encode_to_vec()
 }
 
 fn batch(events: &[Vec<u8>]) -> Vec<u8> {

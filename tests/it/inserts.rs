@@ -12,8 +12,8 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use prost::Message;
 
-use crate::pipeline::{event, publish_samples};
 use crate::support::daemon::Daemon;
+use crate::support::events::{event, publish_samples};
 use crate::support::fake_clickhouse::{FakeClickHouse, Fate, Presence};
 use crate::support::{World, clickhouse, eventually};
 

@@ -16,5 +16,6 @@ mod guarantees;
 mod inserts;
 mod login;
 mod pipeline;
+mod recovery;
 mod support;
 mod verify;

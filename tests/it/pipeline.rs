@@ -2,48 +2,14 @@
 
 use std::collections::HashMap;
 use std::process::Command;
-use std::time::SystemTime;
 
-use analytics_server::pb;
-use analytics_server::sample::Population;
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::{Config, RetentionPolicy};
-use prost::Message;
 use uuid::Uuid;
 
 use crate::support::daemon::Daemon;
+use crate::support::events::{event, publish_samples};
 use crate::support::{World, dependency, eventually};
-
-/// Publishes sample events without waiting for each answer.
-pub async fn publish_samples(world: &World, count: usize) {
-    let jetstream = world.nats.jetstream().await;
-    let mut population = Population::new(7);
-    let mut acks = std::collections::VecDeque::new();
-    for _ in 0..count {
-        let sample = population.event(SystemTime::now(), None);
-        let subject = format!("fechatter.analytics.{}", sample.subject);
-        let payload = sample.event.encode_to_vec();
-        acks.push_back(jetstream.publish(subject, payload.into()).await.unwrap());
-        if acks.len() >= 200 {
-            acks.pop_front().unwrap().await.unwrap();
-        }
-    }
-    for ack in acks {
-        ack.await.unwrap();
-    }
-}
-
-pub fn event(client_id: &str) -> Vec<u8> {
-    let context = pb::EventContext {
-        client_id: client_id.to_owned(),
-        ..Default::default()
-    };
-    pb::AnalyticsEvent {
-        context: Some(context),
-        event_type: None,
-    }
-    .encode_to_vec()
-}
 
 #[tokio::test]
 async fn a_hundred_thousand_events_are_stored_once_however_often_the_daemon_is_killed() {
@@ -239,10 +205,7 @@ async fn servers_that_come_late_or_go_away_are_waited_for() {
     world.nats.kill();
     daemon.logs("connection to NATS lost").await;
     world.nats.start_again();
-    eventually("NATS is back", async || {
-        async_nats::connect(world.nats.url()).await.ok()
-    })
-    .await;
+    world.nats.is_back().await;
     world.publish("app.start", event("after")).await;
     world.settled(2, 0).await;
     let log = daemon.log();

@@ -3,6 +3,7 @@
 
 pub mod clickhouse;
 pub mod daemon;
+pub mod events;
 pub mod fake_clickhouse;
 pub mod nats;
 pub mod proxy;

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::pipeline::{event, publish_samples};
 use crate::support::World;
 use crate::support::clickhouse::{Server, command as clickhouse, lasting_port};
 use crate::support::daemon::{Daemon, command};
+use crate::support::events::{event, publish_samples};
 use crate::support::nats::Nats;
 
 const EVENTS: u64 = 3000;

@@ -20,10 +20,7 @@ pub async fn open(
     num_replicas: usize,
 ) -> Result<Store, CheckpointError> {
     if let Ok(store) = jetstream.get_key_value(NAME).await {
-        let config = &store.stream.cached_info().config;
-        if config.storage != StorageType::File || !config.max_age.is_zero() {
-            return Err(CheckpointError::Forgetful);
-        }
+        remembers(&store)?;
         return Ok(store);
     }
     let bucket = kv::Config {
@@ -41,6 +38,15 @@ pub async fn open(
         .map_err(|error| CheckpointError::Unavailable(error.to_string()))
 }
 
+fn remembers(store: &Store) -> Result<(), CheckpointError> {
+    let config = &store.stream.cached_info().config;
+    if config.storage == StorageType::File && config.max_age.is_zero() {
+        Ok(())
+    } else {
+        Err(CheckpointError::Forgetful)
+    }
+}
+
 /// The record of a stream and a consumer as it is now, without taking it over.
 pub async fn peek(
     jetstream: &jetstream::Context,
@@ -50,6 +56,7 @@ pub async fn peek(
     let Ok(store) = jetstream.get_key_value(NAME).await else {
         return Ok(None);
     };
+    remembers(&store)?;
     let found = read(&store, &key(stream, consumer)).await?;
     Ok(found.map(|found| found.record))
 }

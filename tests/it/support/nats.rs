@@ -1,6 +1,6 @@
 //! A nats-server of the test's own, with JetStream.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use async_nats::jetstream;
@@ -95,9 +95,34 @@ impl Nats {
         self.child.wait().unwrap();
     }
 
+    /// What a server that was killed has on its disk.
+    pub fn copy_of_data(&self) -> TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        copy_files(
+            &self.dir.path().join("jetstream"),
+            &copy.path().join("jetstream"),
+        );
+        copy
+    }
+
+    /// Gives a server that was killed the data of before.
+    pub fn go_back_to(&self, copy: &TempDir) {
+        let data = self.dir.path().join("jetstream");
+        std::fs::remove_dir_all(&data).unwrap();
+        copy_files(&copy.path().join("jetstream"), &data);
+    }
+
     /// Starts it again on the same port and data.
     pub fn start_again(&mut self) {
         self.child = spawn(&self.dir, &self.port.to_string(), &self.options);
+    }
+
+    /// Waits until it answers.
+    pub async fn is_back(&self) {
+        eventually("NATS is back", async || {
+            async_nats::connect(self.url()).await.ok()
+        })
+        .await;
     }
 }
 
@@ -106,6 +131,11 @@ impl Drop for Nats {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(copied.unwrap().success());
 }
 
 fn spawn(dir: &TempDir, port: &str, options: &[String]) -> Child {
