@@ -6,11 +6,11 @@ usage() {
   cat <<'EOF'
 Usage: scripts/chaos.sh [OPTIONS]
 
-Publishes events of all kinds while the daemons, ClickHouse, nats-server and the
-connections between them are killed, frozen and cut at random; then kills
-ClickHouse alone, in the middle of small inserts, as fast as it comes up. Prints
-how often what was broken, and which events were lost or duplicated, which views
-and dead letters are wrong. Ends with 0 if none, else with 1.
+Publishes events of all kinds while ClickHouse alone is killed, in the middle of
+small inserts, as fast as it comes up; then again, while the daemons, ClickHouse,
+nats-server and the connections between them are killed, frozen and cut at random.
+Prints how often what was broken, and how many events were lost or duplicated, how
+many views and dead letters are wrong. Ends with 0 if none, else with 1.
 
   --minutes N      how long everything is broken at random (5)
   --seed S         decides which fault comes when (any)
@@ -45,23 +45,23 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/deps.sh --tests
 cargo test --locked --test it --no-run
 
-report=$(mktemp "${TMPDIR:-/tmp}/analytics-chaos.XXXXXX")
-pid=''
+run=$(mktemp -d "${TMPDIR:-/tmp}/analytics-chaos.XXXXXX")
+pid='' keep=false
 # The tests lead a process group of their own, and their servers and daemons are in it:
 # whatever ends this script early ends all of them, the frozen ones included.
 clean_up() {
   trap - EXIT
   if [[ -n $pid ]]; then kill -KILL -- "-$pid" 2>/dev/null || true; fi
-  rm -f "$report"
+  if ! $keep; then rm -rf "$run"; fi
 }
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 trap 'exit 129' HUP
 
-export CHAOS_SECONDS=$((minutes * 60)) CHAOS_SEED=$seed CHAOS_REPORT=$report
+export CHAOS_SECONDS=$((minutes * 60)) CHAOS_SEED=$seed CHAOS_REPORT=$run/report TMPDIR=$run
 export CHAOS_STORM_KILLS=${storm_kills:-$((minutes * 30))}
-echo "seed $seed, $minutes minutes, then $CHAOS_STORM_KILLS kills of ClickHouse"
+echo "seed $seed, $CHAOS_STORM_KILLS kills of ClickHouse, then $minutes minutes of everything"
 
 set -m
 cargo test --locked --test it chaos:: -- --nocapture --test-threads=1 </dev/null &
@@ -70,7 +70,12 @@ set +m
 status=0
 wait "$pid" || status=1
 
-printf '\n'
-cat "$report"
-if ((status == 0)); then echo "PASSED"; else echo "FAILED, seed $seed"; fi
+echo
+if [[ -e $run/report ]]; then cat "$run/report"; fi
+if ((status == 0)); then
+  echo "PASSED"
+else
+  keep=true
+  echo "FAILED, seed $seed: logs and data are in $run"
+fi
 ((status == 0))

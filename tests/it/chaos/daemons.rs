@@ -149,7 +149,7 @@ impl Daemons {
         while let Some(fault) = plan.next() {
             self.revive();
             let active = self.someone_active(None).await;
-            plan.pause(0, 1200).await;
+            plan.pause(0, 800).await;
             let active = active.unwrap_or_else(|| plan.any_of(self.instances.len()));
             self.inject(fault, active, &mut plan).await;
         }
@@ -225,7 +225,7 @@ impl Daemons {
         standby: usize,
         plan: &mut Plan<Fault>,
     ) {
-        let pass = 1 + plan.any_of(5);
+        let pass = 1 + plan.any_of(3);
         let fault = format!("{what}@{}:{pass}", step.name());
         self.instances[standby].daemon.kill9();
         self.tally.count("daemon killed, the standby");

@@ -111,7 +111,7 @@ impl Servers<'_> {
     /// Breaks one after another until the plan ends; all is well then.
     pub async fn break_by(mut self, mut plan: Plan<Fault>) {
         while let Some(fault) = plan.next() {
-            plan.pause(200, 1500).await;
+            plan.pause(500, 3000).await;
             self.inject(fault, &mut plan).await;
         }
     }
