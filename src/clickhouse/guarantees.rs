@@ -274,8 +274,8 @@ mod tests {
         let plain = |settings| remedies("SummingMergeTree", settings, &[]);
         let mend = ["non_replicated_deduplication_window = 10000"];
         assert_eq!(plain("index_granularity = 8192"), mend);
-        assert_eq!(plain("non_replicated_deduplication_window = 999"), mend);
-        let good = "index_granularity = 8192, non_replicated_deduplication_window = 1000";
+        assert_eq!(plain("non_replicated_deduplication_window = 4999"), mend);
+        let good = "index_granularity = 8192, non_replicated_deduplication_window = 5000";
         assert_eq!(plain(good), [""; 0]);
         let default = [("non_replicated_deduplication_window", "5000")];
         assert_eq!(remedies("MergeTree", "x = 1", &default), [""; 0]);
