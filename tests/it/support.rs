@@ -112,9 +112,10 @@ impl World {
     pub fn config_at(&self, name: &str, db_url: &str, analytics: &str, messaging: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         // A daemon that was killed is waited for, which should not take long here.
-        let lease = match analytics.contains("lease_timeout_seconds") {
-            true => "",
-            false => "lease_timeout_seconds: 1, ",
+        let lease = match analytics {
+            "" => "lease_timeout_seconds: 1",
+            set if set.contains("lease_timeout_seconds") => "",
+            _ => ", lease_timeout_seconds: 1",
         };
         let nats_url = match messaging.contains("nats_url") {
             true => String::new(),
@@ -123,7 +124,7 @@ impl World {
         let text = format!(
             "server: {{port: 0, db_url: '{db_url}', db_name: {}, base_dir: '{}'}}\n\
              integrations: {{messaging: {{{nats_url}{messaging}}}}}\n\
-             features: {{analytics: {{{lease}{analytics}}}}}\n",
+             features: {{analytics: {{{analytics}{lease}}}}}\n",
             self.database,
             self.dir.path().join("data").display(),
         );
