@@ -285,6 +285,11 @@ pub struct Analytics {
     /// Default 2.
     #[serde(deserialize_with = "values::max_in_flight")]
     pub max_in_flight: NonZeroUsize,
+    /// Tasks that decode at a time. Default: a quarter of the cores, one at the least
+    /// and four at the most.
+    pub decode_workers: NonZeroUsize,
+    /// Default `auto`.
+    pub compression: Compression,
     /// Seconds that an insert may take after its last byte, before it is sent again.
     /// Default 120.
     #[serde(
@@ -310,11 +315,29 @@ impl Default for Analytics {
             batch_max_bytes: ByteSize::mib(32),
             flush_interval: Duration::from_secs(1),
             max_in_flight: const { NonZeroUsize::new(2).unwrap() },
+            decode_workers: decode_workers(),
+            compression: Compression::Auto,
             insert_timeout: Duration::from_secs(120),
             lease_timeout: Duration::from_secs(10),
             retention_days: const { NonZeroU16::new(90).unwrap() },
         }
     }
+}
+
+/// How blocks go to ClickHouse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// `none` to a server on this machine, otherwise `lz4`.
+    Auto,
+    Lz4,
+    None,
+}
+
+fn decode_workers() -> NonZeroUsize {
+    const MOST: NonZeroUsize = const { NonZeroUsize::new(4).unwrap() };
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    NonZeroUsize::new(cores / 4).map_or(NonZeroUsize::MIN, |workers| workers.min(MOST))
 }
 
 #[cfg(test)]

@@ -1,28 +1,19 @@
 //! A message, or one event of a batch message, that cannot be stored as an
 //! event: a row of `dead_letters`, where analysts see it with SQL.
 
-use async_nats::{HeaderMap, Subject};
-use bytes::Bytes;
+use std::collections::BTreeMap;
 
-use crate::clickhouse::native::{Block, BlockBuilder, Millis};
-use crate::event::{Event, Place};
+use crate::clickhouse::native::{Block, BlockBuilder};
+use crate::event::Source;
+use crate::pipeline::message::Headers;
 
 #[derive(Debug, Clone)]
 pub struct DeadLetter {
-    /// Sequence of the message in its stream.
-    pub stream_seq: u64,
-    /// Place inside a batch message, else 0.
-    pub batch_index: u32,
-    pub subject: Subject,
-    /// When JetStream stored the message.
-    pub received_at: Millis,
+    /// What could not be stored.
+    pub source: Source,
     pub reason: Reason,
     /// What is wrong, for a person.
     pub error: String,
-    pub headers: HeaderMap,
-    /// What could not be stored.
-    pub payload: Bytes,
-    pub payload_is: PayloadIs,
 }
 
 /// What the bytes of a letter are. Subject and index do not tell: the first event of
@@ -49,28 +40,6 @@ impl PayloadIs {
         match self {
             Self::Message => "message",
             Self::Event => "event",
-        }
-    }
-}
-
-impl DeadLetter {
-    pub fn place(&self) -> Place {
-        Place(self.stream_seq, self.batch_index)
-    }
-
-    /// The letter of an event that was decoded and cannot be stored; without the
-    /// message's headers, which the event does not have.
-    pub fn of_event(event: &Event, reason: Reason, error: &str) -> Self {
-        Self {
-            stream_seq: event.stream_seq,
-            batch_index: event.batch_index,
-            subject: event.subject.clone(),
-            received_at: event.received_at,
-            reason,
-            error: error.to_owned(),
-            headers: HeaderMap::new(),
-            payload: event.payload.clone(),
-            payload_is: event.payload_is,
         }
     }
 }
@@ -109,56 +78,40 @@ const ROW_OVERHEAD: usize = 200;
 pub fn block(stream: &str, letters: &[DeadLetter]) -> Block {
     let bytes: usize = letters
         .iter()
-        .map(|letter| letter.payload.len() + ROW_OVERHEAD)
+        .map(|letter| letter.source.payload.len() + ROW_OVERHEAD)
         .sum();
     let headers: Vec<String> = letters
         .iter()
-        .map(|letter| headers_json(&letter.headers))
+        .map(|letter| headers_json(&letter.source.headers))
         .collect();
+    let sources = || letters.iter().map(|letter| &letter.source);
     let mut block = BlockBuilder::new(letters.len(), bytes);
     block
-        .column("stream", letters.iter().map(|_| stream))
-        .column("stream_seq", letters.iter().map(|letter| letter.stream_seq))
-        .column(
-            "batch_index",
-            letters.iter().map(|letter| letter.batch_index),
-        )
-        .column(
-            "subject",
-            letters.iter().map(|letter| letter.subject.as_str()),
-        )
-        .column(
-            "received_at",
-            letters.iter().map(|letter| letter.received_at),
-        )
-        .column(
+        .values("stream", letters.iter().map(|_| stream))
+        .values("stream_seq", sources().map(|source| &source.place.0))
+        .values("batch_index", sources().map(|source| &source.place.1))
+        .values("subject", sources().map(|source| source.subject.as_str()))
+        .values("received_at", sources().map(|source| &source.received_at))
+        .values(
             "reason",
             letters.iter().map(|letter| letter.reason.as_str()),
         )
-        .column("error", letters.iter().map(|letter| letter.error.as_str()))
-        .column("headers", headers.iter().map(String::as_str))
-        .column(
-            "payload",
-            letters.iter().map(|letter| letter.payload.as_ref()),
-        )
-        .column(
+        .values("error", letters.iter().map(|letter| letter.error.as_str()))
+        .values("headers", headers.iter().map(String::as_str))
+        .values("payload", sources().map(|source| source.payload.as_ref()))
+        .values(
             "payload_is",
-            letters.iter().map(|letter| letter.payload_is.as_str()),
+            sources().map(|source| source.payload_is.as_str()),
         );
     block.build()
 }
 
 /// The headers as a JSON object of arrays, `{"Nats-Msg-Id": ["…"]}`, names in
-/// order: a header map keeps them in none, and a repeat must be the same bytes.
-fn headers_json(headers: &HeaderMap) -> String {
-    let headers: std::collections::BTreeMap<&str, Vec<&str>> = headers
-        .iter()
-        .map(|(name, values)| {
-            (
-                name.as_ref(),
-                values.iter().map(|value| value.as_str()).collect(),
-            )
-        })
-        .collect();
-    serde_json::Value::from_iter(headers).to_string()
+/// order: they come in none, and a repeat must be the same bytes.
+fn headers_json(headers: &Headers) -> String {
+    let mut by_name = BTreeMap::<&str, Vec<&str>>::new();
+    for (name, value) in headers.iter() {
+        by_name.entry(name).or_default().push(value);
+    }
+    serde_json::Value::from_iter(by_name).to_string()
 }

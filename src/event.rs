@@ -7,27 +7,38 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::clickhouse::native::{Block, BlockBuilder, Millis};
+use crate::clickhouse::native::{Block, BlockBuilder, Column, LowCardinality, Millis, Plain};
 use crate::dead_letter::PayloadIs;
 use crate::pb::analytics_event::EventType;
 use crate::pb::{EventContext, GeoLocation, SystemInfo};
+use crate::pipeline::message::Headers;
 
 /// A row's place in the stream: its message's sequence, and its index inside a
 /// batch message. In JSON, `[sequence, index]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Place(pub u64, pub u32);
 
-/// A decoded event with what the stream knows of the message that carried it.
+/// An event as it was sent, and where it came from: what it is decoded from, once
+/// more where a part of its batch has to be sent by itself.
 #[derive(Debug, Clone)]
-pub struct Event {
+pub struct Source {
     pub id: Uuid,
-    /// Sequence of the message in its stream.
-    pub stream_seq: u64,
-    /// Place inside a batch message, else 0.
-    pub batch_index: u32,
+    pub place: Place,
     pub subject: Subject,
     /// When JetStream stored the message.
     pub received_at: Millis,
+    /// The message's headers.
+    pub headers: Headers,
+    /// The event's own bytes.
+    pub payload: Bytes,
+    /// Whether they were a message, or one of a batch message.
+    pub payload_is: PayloadIs,
+}
+
+/// A decoded event with what the stream knows of the message that carried it.
+#[derive(Debug, Clone)]
+pub struct Event {
+    pub source: Source,
     pub client_ts: Millis,
     pub server_ts: Millis,
     /// The oneof field's name, or a name from the subject for a type that this
@@ -36,26 +47,9 @@ pub struct Event {
     pub context: EventContext,
     /// `None` for a type that this build does not know.
     pub kind: Option<EventType>,
-    /// The event's own bytes, as they were sent.
-    pub payload: Bytes,
-    /// Whether they were a message, or one of a batch message.
-    pub payload_is: PayloadIs,
 }
 
 impl Event {
-    pub fn place(&self) -> Place {
-        Place(self.stream_seq, self.batch_index)
-    }
-
-    /// What is stored beside the columns: the bytes of an event whose type this
-    /// build does not know.
-    fn unknown_payload(&self) -> &[u8] {
-        match self.kind {
-            Some(_) => &[],
-            None => &self.payload,
-        }
-    }
-
     fn system(&self, field: fn(&SystemInfo) -> &str) -> &str {
         self.context.system.as_ref().map_or("", field)
     }
@@ -87,127 +81,185 @@ pub fn type_name(kind: &EventType) -> &'static str {
     }
 }
 
-/// Roughly what a row adds to its block beside the strings of its event: fixed
-/// columns, and one length byte for each empty string.
-const ROW_OVERHEAD: usize = 200;
+/// Defines the columns of `analytics_events`, each with its type and its value: those
+/// of every event, that of events of no known kind, and those of each kind.
+macro_rules! columns {
+    (
+        every |$event:ident| { $($every:ident: $every_type:ty = $every_value:expr,)* }
+        unknown |$unknown:ident| { $other:ident: $other_type:ty = $other_value:expr, }
+        $($kind:ident |$of_kind:pat_param| { $($name:ident: $type:ty = $value:expr,)* })*
+    ) => {
+        /// Rows of `analytics_events`, of one stream.
+        #[derive(Default)]
+        pub struct Columns {
+            rows: usize,
+            $($every: $every_type,)*
+            $($($name: $type,)*)*
+            $other: $other_type,
+        }
 
-/// The block that inserts `events`, rows of one stream, into `analytics_events`.
-///
-/// `bytes` is the size of the messages that carried them, for a good first
-/// allocation. The same events always give the same bytes.
-pub fn block(stream: &str, events: &[&Event], bytes: usize) -> Block {
-    let mut block = BlockBuilder::new(events.len(), bytes + events.len() * ROW_OVERHEAD);
+        impl Columns {
+            pub fn push(&mut self, $event: &Event) {
+                let row = self.rows;
+                $(self.$every.set(row, $every_value);)*
+                match &$event.kind {
+                    $(Some(EventType::$kind($of_kind)) => {
+                        $(self.$name.set(row, $value);)*
+                    })*
+                    None => {
+                        let $unknown = $event;
+                        self.$other.set(row, $other_value);
+                    }
+                }
+                self.rows += 1;
+            }
 
-    /// A column of every event.
-    macro_rules! each {
-        ($name:literal, $event:pat => $value:expr) => {
-            block.column($name, events.iter().map(|$event| $value));
-        };
+            /// The block that inserts the rows of `parts`, all of `stream`, one part
+            /// after the other. The same events always give the same bytes.
+            pub fn block(stream: &str, mut parts: Vec<Self>) -> Block {
+                let rows = parts.iter().map(|part| part.rows).sum();
+                let mut of_stream = LowCardinality::default();
+                (0..rows).for_each(|row| of_stream.set(row, stream));
+                let size = parts.iter().map(Self::size).sum::<usize>() + of_stream.size(rows);
+                let mut block = BlockBuilder::new(rows, size);
+                block.column("stream", std::iter::once((of_stream, rows)));
+                /// Column by column, since its parts need their memory no longer then.
+                macro_rules! write {
+                    ($column:ident) => {
+                        let parts = parts.iter_mut();
+                        let parts = parts.map(|part| (std::mem::take(&mut part.$column), part.rows));
+                        block.column(stringify!($column), parts);
+                    };
+                }
+                $(write!($every);)*
+                $($(write!($name);)*)*
+                write!($other);
+                block.build()
+            }
+
+            fn size(&self) -> usize {
+                let sizes = [
+                    $(self.$every.size(self.rows),)*
+                    $($(self.$name.size(self.rows),)*)*
+                    self.$other.size(self.rows),
+                ];
+                sizes.iter().sum::<usize>() + sizes.len() * COLUMN_HEADER
+            }
+        }
+    };
+}
+
+/// Roughly what a column's name and type take in a block.
+const COLUMN_HEADER: usize = 64;
+
+columns! {
+    every |e| {
+        event_id: Plain<Uuid> = &e.source.id,
+        event_type: LowCardinality = &e.event_type,
+        stream_seq: Plain<u64> = &e.source.place.0,
+        batch_index: Plain<u32> = &e.source.place.1,
+        subject: LowCardinality = &e.source.subject,
+        received_at: Plain<Millis> = &e.source.received_at,
+        server_ts: Plain<Millis> = &e.server_ts,
+        client_ts: Plain<Millis> = &e.client_ts,
+        client_id: Plain<str> = &e.context.client_id,
+        session_id: Plain<str> = &e.context.session_id,
+        user_id: Plain<str> = &e.context.user_id,
+        app_version: LowCardinality = &e.context.app_version,
+        user_agent: Plain<str> = &e.context.user_agent,
+        ip: Plain<str> = &e.context.ip,
+        system_os: LowCardinality = e.system(|system| &system.os),
+        system_arch: LowCardinality = e.system(|system| &system.arch),
+        system_locale: LowCardinality = e.system(|system| &system.locale),
+        system_timezone: LowCardinality = e.system(|system| &system.timezone),
+        system_browser: LowCardinality = e.system(|system| &system.browser),
+        system_browser_version: LowCardinality = e.system(|system| &system.browser_version),
+        geo_country: LowCardinality = e.geo(|geo| &geo.country),
+        geo_region: LowCardinality = e.geo(|geo| &geo.region),
+        geo_city: LowCardinality = e.geo(|geo| &geo.city),
     }
-    /// A column of one kind of event; the other rows get the type's default.
-    macro_rules! of {
-        ($kind:ident, $name:literal, $event:pat => $value:expr) => {
-            block.column(
-                $name,
-                events.iter().map(|event| match &event.kind {
-                    Some(EventType::$kind($event)) => $value,
-                    _ => Default::default(),
-                }),
-            );
-        };
+    unknown |e| {
+        payload: Plain<[u8]> = &e.source.payload,
     }
-    each!("event_id", e => e.id);
-    each!("event_type", e => e.event_type.as_ref());
-    each!("stream", _ => stream);
-    each!("stream_seq", e => e.stream_seq);
-    each!("batch_index", e => e.batch_index);
-    each!("subject", e => e.subject.as_str());
-    each!("received_at", e => e.received_at);
-    each!("server_ts", e => e.server_ts);
-    each!("client_ts", e => e.client_ts);
-
-    each!("client_id", e => e.context.client_id.as_str());
-    each!("session_id", e => e.context.session_id.as_str());
-    each!("user_id", e => e.context.user_id.as_str());
-    each!("app_version", e => e.context.app_version.as_str());
-    each!("user_agent", e => e.context.user_agent.as_str());
-    each!("ip", e => e.context.ip.as_str());
-    each!("system_os", e => e.system(|system| &system.os));
-    each!("system_arch", e => e.system(|system| &system.arch));
-    each!("system_locale", e => e.system(|system| &system.locale));
-    each!("system_timezone", e => e.system(|system| &system.timezone));
-    each!("system_browser", e => e.system(|system| &system.browser));
-    each!("system_browser_version", e => e.system(|system| &system.browser_version));
-    each!("geo_country", e => e.geo(|geo| &geo.country));
-    each!("geo_region", e => e.geo(|geo| &geo.region));
-    each!("geo_city", e => e.geo(|geo| &geo.city));
-
-    of!(AppExit, "exit_code", e => e.exit_code().as_str_name());
-
-    of!(UserLogin, "login_email", e => e.email.as_str());
-    of!(UserLogin, "login_method", e => e.login_method.as_str());
-
-    of!(UserLogout, "logout_email", e => e.email.as_str());
-
-    of!(UserRegister, "register_email", e => e.email.as_str());
-    of!(UserRegister, "register_workspace_id", e => e.workspace_id.as_str());
-    of!(UserRegister, "register_method", e => e.registration_method.as_str());
-
-    of!(ChatCreated, "chat_created_workspace_id", e => e.workspace_id.as_str());
-    of!(ChatCreated, "chat_created_type", e => e.chat_type.as_str());
-    of!(ChatCreated, "chat_created_members_count", e => e.initial_members_count);
-
-    of!(MessageSent, "message_chat_id", e => e.chat_id.as_str());
-    of!(MessageSent, "message_type", e => e.r#type.as_str());
-    of!(MessageSent, "message_size", e => e.size);
-    of!(MessageSent, "message_total_files", e => e.total_files);
-    of!(MessageSent, "message_has_mentions", e => e.has_mentions);
-    of!(MessageSent, "message_has_links", e => e.has_links);
-
-    of!(ChatJoined, "chat_joined_id", e => e.chat_id.as_str());
-    of!(ChatJoined, "chat_joined_method", e => e.join_method.as_str());
-
-    of!(ChatLeft, "chat_left_id", e => e.chat_id.as_str());
-    of!(ChatLeft, "chat_left_reason", e => e.leave_reason.as_str());
-
-    of!(Navigation, "navigation_from", e => e.from.as_str());
-    of!(Navigation, "navigation_to", e => e.to.as_str());
-    of!(Navigation, "navigation_duration_ms", e => e.duration_ms);
-
-    of!(FileUploaded, "file_uploaded_type", e => e.file_type.as_str());
-    of!(FileUploaded, "file_uploaded_size", e => e.file_size);
-    of!(FileUploaded, "file_uploaded_method", e => e.upload_method.as_str());
-    of!(FileUploaded, "file_uploaded_duration_ms", e => e.upload_duration_ms);
-
-    of!(FileDownloaded, "file_downloaded_type", e => e.file_type.as_str());
-    of!(FileDownloaded, "file_downloaded_size", e => e.file_size);
-    of!(FileDownloaded, "file_downloaded_duration_ms", e => e.download_duration_ms);
-
-    of!(SearchPerformed, "search_type", e => e.search_type.as_str());
-    of!(SearchPerformed, "search_query_length", e => e.query_length.as_str());
-    of!(SearchPerformed, "search_results_count", e => e.results_count);
-    of!(SearchPerformed, "search_duration_ms", e => e.search_duration_ms);
-    of!(SearchPerformed, "search_has_filters", e => e.has_filters);
-
-    of!(NotificationReceived, "notification_type", e => e.notification_type.as_str());
-    of!(NotificationReceived, "notification_source", e => e.source.as_str());
-    of!(NotificationReceived, "notification_was_clicked", e => e.was_clicked);
-
-    of!(ErrorOccurred, "error_type", e => e.error_type.as_str());
-    of!(ErrorOccurred, "error_code", e => e.error_code.as_str());
-    of!(ErrorOccurred, "error_message", e => e.error_message.as_str());
-    of!(ErrorOccurred, "error_stack_trace", e => e.stack_trace.as_str());
-    of!(ErrorOccurred, "error_context", e => e.context.as_str());
-
-    of!(BotResponse, "bot_response_bot_id", e => e.bot_id.as_str());
-    of!(BotResponse, "bot_response_chat_id", e => e.chat_id.as_str());
-    of!(BotResponse, "bot_response_type", e => e.response_type.as_str());
-    of!(BotResponse, "bot_response_time_ms", e => e.response_time_ms);
-    of!(BotResponse, "bot_response_tokens_used", e => e.tokens_used);
-    of!(BotResponse, "bot_response_success", e => e.success);
-    of!(BotResponse, "bot_response_error_message", e => e.error_message.as_str());
-
-    each!("payload", e => e.unknown_payload());
-
-    block.build()
+    AppStart |_| {}
+    AppExit |e| {
+        exit_code: LowCardinality = e.exit_code().as_str_name(),
+    }
+    UserLogin |e| {
+        login_email: Plain<str> = &e.email,
+        login_method: LowCardinality = &e.login_method,
+    }
+    UserLogout |e| {
+        logout_email: Plain<str> = &e.email,
+    }
+    UserRegister |e| {
+        register_email: Plain<str> = &e.email,
+        register_workspace_id: Plain<str> = &e.workspace_id,
+        register_method: LowCardinality = &e.registration_method,
+    }
+    ChatCreated |e| {
+        chat_created_workspace_id: Plain<str> = &e.workspace_id,
+        chat_created_type: LowCardinality = &e.chat_type,
+        chat_created_members_count: Plain<i32> = &e.initial_members_count,
+    }
+    MessageSent |e| {
+        message_chat_id: Plain<str> = &e.chat_id,
+        message_type: LowCardinality = &e.r#type,
+        message_size: Plain<i32> = &e.size,
+        message_total_files: Plain<i32> = &e.total_files,
+        message_has_mentions: Plain<bool> = &e.has_mentions,
+        message_has_links: Plain<bool> = &e.has_links,
+    }
+    ChatJoined |e| {
+        chat_joined_id: Plain<str> = &e.chat_id,
+        chat_joined_method: LowCardinality = &e.join_method,
+    }
+    ChatLeft |e| {
+        chat_left_id: Plain<str> = &e.chat_id,
+        chat_left_reason: LowCardinality = &e.leave_reason,
+    }
+    Navigation |e| {
+        navigation_from: Plain<str> = &e.from,
+        navigation_to: Plain<str> = &e.to,
+        navigation_duration_ms: Plain<i32> = &e.duration_ms,
+    }
+    FileUploaded |e| {
+        file_uploaded_type: LowCardinality = &e.file_type,
+        file_uploaded_size: Plain<i64> = &e.file_size,
+        file_uploaded_method: LowCardinality = &e.upload_method,
+        file_uploaded_duration_ms: Plain<i32> = &e.upload_duration_ms,
+    }
+    FileDownloaded |e| {
+        file_downloaded_type: LowCardinality = &e.file_type,
+        file_downloaded_size: Plain<i64> = &e.file_size,
+        file_downloaded_duration_ms: Plain<i32> = &e.download_duration_ms,
+    }
+    SearchPerformed |e| {
+        search_type: LowCardinality = &e.search_type,
+        search_query_length: Plain<str> = &e.query_length,
+        search_results_count: Plain<i32> = &e.results_count,
+        search_duration_ms: Plain<i32> = &e.search_duration_ms,
+        search_has_filters: Plain<bool> = &e.has_filters,
+    }
+    NotificationReceived |e| {
+        notification_type: LowCardinality = &e.notification_type,
+        notification_source: LowCardinality = &e.source,
+        notification_was_clicked: Plain<bool> = &e.was_clicked,
+    }
+    ErrorOccurred |e| {
+        error_type: LowCardinality = &e.error_type,
+        error_code: LowCardinality = &e.error_code,
+        error_message: Plain<str> = &e.error_message,
+        error_stack_trace: Plain<str> = &e.stack_trace,
+        error_context: Plain<str> = &e.context,
+    }
+    BotResponse |e| {
+        bot_response_bot_id: Plain<str> = &e.bot_id,
+        bot_response_chat_id: Plain<str> = &e.chat_id,
+        bot_response_type: LowCardinality = &e.response_type,
+        bot_response_time_ms: Plain<u64> = &e.response_time_ms,
+        bot_response_tokens_used: Plain<u32> = &e.tokens_used,
+        bot_response_success: Plain<bool> = &e.success,
+        bot_response_error_message: Plain<str> = &e.error_message,
+    }
 }

@@ -6,7 +6,7 @@
 //! | step | module |
 //! |---|---|
 //! | the stream | [`nats`] |
-//! | consume → decode → batch → insert → commit → ack | [`pipeline`], a file a step |
+//! | consume → batch → decode → encode → insert → commit → ack | [`pipeline`], a file a step |
 //! | the row, the dead letter | [`event`], [`dead_letter`] |
 //! | blocks, schema, client | [`clickhouse`] |
 //!
@@ -14,8 +14,8 @@
 //! (health), [`pb`] (the wire contract), [`sample`] (made-up events for `send`),
 //! [`retry`] (waiting for a server, and saying so once), [`versions`] (of servers).
 //!
-//! A step knows its neighbour's type and nothing else; decoding and batching do
-//! no I/O and have no clock. `ARCHITECTURE.md` says why it is exactly once.
+//! A step knows its neighbour's type and nothing else; batching, decoding and
+//! encoding do no I/O and have no clock. `ARCHITECTURE.md` says why it is exactly once.
 
 pub mod cli;
 pub mod clickhouse;

@@ -1,5 +1,10 @@
 use std::process::ExitCode;
 
+/// A million messages are twenty million small allocations, mostly freed on another
+/// thread than the one that made them. ARCHITECTURE.md has what was measured.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     analytics_server::cli::main()
 }

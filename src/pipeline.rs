@@ -1,19 +1,24 @@
-//! The data's path: consume → decode → batch → insert → commit → ack.
+//! The data's path: consume → batch → decode → encode → insert → commit → ack.
 //!
 //! Two tasks. One reads messages and cuts them into batches; the other records a
 //! batch in the checkpoint, inserts it, commits it and acknowledges it. Between
-//! them stands one batch: when ClickHouse is slow, nothing more is pulled.
+//! them, other tasks decode and encode. One batch waits there at the most: when
+//! ClickHouse is slow, nothing more is pulled.
 //!
 //! Whatever goes wrong with NATS ends [`Pipeline::run`] with an error, and running it
 //! again goes on at the checkpoint. There is no other way of recovering, so that the
 //! one there is gets used every day.
 
+mod ahead;
 pub mod batch;
 pub mod checkpoint;
 pub mod consume;
 pub mod decode;
+pub mod encode;
 mod fault;
 pub mod insert;
+pub mod message;
+mod metadata;
 mod progress;
 mod read;
 pub mod recover;
@@ -33,10 +38,12 @@ use tracing::{debug, info, warn};
 use crate::clickhouse::ClickHouse;
 use crate::config::Config;
 use crate::nats::{self, StreamError, StreamId};
+use ahead::Ahead;
 use batch::{Batcher, Limits};
 use checkpoint::{Checkpoint, CheckpointError, Claim, Turn, Written};
 use consume::{ConsumeError, Consumer};
 use decode::Decoder;
+use encode::Encoder;
 use insert::Inserter;
 use read::{Reader, Until};
 use recover::RecoverError;
@@ -291,30 +298,26 @@ impl Pipeline {
             interval: analytics.flush_interval,
         };
         let stream_id = checkpoint.stream().to_string();
+        let decoder = Decoder::new(
+            &stream_id,
+            &messaging.subjects.analytics_events,
+            &messaging.subjects.analytics_batch,
+        );
+        let encoder = Arc::new(Encoder::new(stream_id, decoder.clone()));
         let in_flight = record.in_flight.into_iter().map(|recorded| recorded.range);
         let reader = Reader {
-            decoder: Decoder::new(
-                &stream_id,
-                &messaging.subjects.analytics_events,
-                &messaging.subjects.analytics_batch,
-            ),
-            consumer: Consumer::new(
-                jetstream.clone(),
-                stream,
-                settings,
-                record.committed,
-                careful_until,
-            ),
+            decoder,
+            consumer: Consumer::new(jetstream, stream, settings, record.committed, careful_until),
             batcher: Batcher::new(limits, in_flight),
-            stream: stream_id,
+            ahead: Ahead::new(Arc::clone(&encoder), analytics.decode_workers),
             clickhouse: self.clickhouse.clone(),
             progress: Arc::clone(&self.progress),
         };
         let inserter = Inserter {
             clickhouse: self.clickhouse.clone(),
-            jetstream,
             checkpoint,
             progress: Arc::clone(&self.progress),
+            encoder,
             retention: Duration::from_secs(u64::from(analytics.retention_days.get()) * 24 * 3600),
         };
         let writer = Writer {

@@ -9,7 +9,7 @@ use secrecy::ExposeSecret;
 
 use super::codes::{self, Class};
 use super::native::Block;
-use crate::config::{Address, Config};
+use crate::config::{self, Address, Config};
 
 /// A ClickHouse server and the database that the daemon writes to.
 #[derive(Clone)]
@@ -18,6 +18,8 @@ pub struct ClickHouse {
     address: Address,
     user: String,
     database: String,
+    /// Of blocks.
+    compression: Compression,
     insert_timeout: Duration,
     /// How long any other statement may take.
     timeout: Duration,
@@ -38,6 +40,9 @@ pub enum InsertError {
     #[error("{0}")]
     Unavailable(String),
 }
+
+/// Bytes that are compressed and sent at a time.
+const PIECE: usize = 1024 * 1024;
 
 /// How long ClickHouse may take to accept more bytes of an insert.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -73,8 +78,7 @@ impl ClickHouse {
         let client = Client::default()
             .with_url(address.expose())
             .with_user(&server.db_user)
-            // A block goes out as it is: compressing costs more than loopback and
-            // most local networks do.
+            // Of answers: they are short.
             .with_compression(Compression::None)
             .with_product_info("analytics-server", env!("CARGO_PKG_VERSION"));
         let client = match &server.db_password {
@@ -83,11 +87,16 @@ impl ClickHouse {
         };
         Self {
             client: client.with_database(&server.db_name),
-            address,
             user: server.db_user.clone(),
             database: server.db_name.clone(),
+            compression: match config.features.analytics.compression {
+                config::Compression::Auto if address.is_local() => Compression::None,
+                config::Compression::Auto | config::Compression::Lz4 => Compression::Lz4,
+                config::Compression::None => Compression::None,
+            },
             insert_timeout: config.features.analytics.insert_timeout,
             timeout: TIMEOUT,
+            address,
         }
     }
 
@@ -127,6 +136,8 @@ impl ClickHouse {
     pub async fn insert(&self, table: &str, block: &Block, token: &str) -> Result<(), InsertError> {
         let mut insert = self
             .client
+            .clone()
+            .with_compression(self.compression)
             .insert_formatted_with(format!("INSERT INTO {table} FORMAT Native"))
             .with_setting("query_id", token)
             .with_setting("insert_deduplication_token", token)
@@ -134,10 +145,11 @@ impl ClickHouse {
         for (name, value) in INSERT_SETTINGS {
             insert = insert.with_setting(name, value);
         }
-        insert
-            .send(block.bytes.clone())
-            .await
-            .map_err(insert_error)?;
+        let mut rest = block.bytes.clone();
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(PIECE));
+            insert.send(piece).await.map_err(insert_error)?;
+        }
         insert.end().await.map_err(insert_error)
     }
 

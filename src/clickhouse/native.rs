@@ -1,33 +1,120 @@
-//! ClickHouse's `Native` format: one block, built column by column.
+//! The format in which rows are inserted: ClickHouse's Native, column by column.
 //!
 //! A block is the number of columns and of rows, then for each column its name,
 //! its type and its values one after the other. ClickHouse takes it in without
 //! turning rows into columns first, which costs it half of what RowBinary does.
 //! Source: <https://clickhouse.com/docs/reference/formats/Native>.
 
+mod low_cardinality;
+mod value;
+
 use bytes::Bytes;
-use time::{Date, OffsetDateTime};
-use uuid::Uuid;
+
+pub use low_cardinality::LowCardinality;
+pub use value::{Millis, Value};
+use value::{pad, write_string, write_varuint};
 
 /// A finished block: what one insert sends, and sends again when it must.
 ///
 /// Cloning it shares the bytes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Block {
     pub bytes: Bytes,
     pub rows: usize,
 }
 
-/// Room before the first column for the two counts, which are known last.
-const HEADER: usize = 2 * MAX_VARUINT;
-const MAX_VARUINT: usize = 10;
+/// A column while it is filled, from the first row on. A row that is left out holds
+/// the type's default, which costs nothing here: most columns belong to one kind of
+/// event.
+pub trait Column: Sized {
+    /// ClickHouse's name of the type.
+    const TYPE: &'static str;
 
-/// Builds a [`Block`]; every column must have the same number of values.
+    /// Rows up to the last one that was set.
+    fn rows(&self) -> usize;
+
+    /// Bytes that `rows` rows take in a block, or a few more.
+    fn size(&self, rows: usize) -> usize;
+
+    /// Writes columns one after the other, each with its number of rows, as one.
+    fn write(parts: Vec<(Self, usize)>, out: &mut Vec<u8>);
+}
+
+/// A column of values one after the other.
+#[derive(Debug)]
+pub struct Plain<T: ?Sized> {
+    bytes: Vec<u8>,
+    rows: usize,
+    of: std::marker::PhantomData<fn(&T)>,
+}
+
+impl<T: Value + ?Sized> Plain<T> {
+    /// Sets the value of a row after all that are set.
+    pub fn set(&mut self, row: usize, value: &T) {
+        self.fill(row);
+        value.write(&mut self.bytes);
+        self.rows += 1;
+    }
+
+    /// Adds defaults until there are `rows` rows.
+    fn fill(&mut self, rows: usize) {
+        if self.rows < rows {
+            pad(&mut self.bytes, (rows - self.rows) * T::DEFAULT_SIZE);
+            self.rows = rows;
+        }
+    }
+}
+
+impl<T: ?Sized> Default for Plain<T> {
+    fn default() -> Self {
+        Self {
+            bytes: Vec::new(),
+            rows: 0,
+            of: std::marker::PhantomData,
+        }
+    }
+}
+
+impl<T: Value + ?Sized> Column for Plain<T> {
+    const TYPE: &'static str = T::TYPE;
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn size(&self, rows: usize) -> usize {
+        self.bytes.len() + rows.saturating_sub(self.rows) * T::DEFAULT_SIZE
+    }
+
+    fn write(parts: Vec<(Self, usize)>, out: &mut Vec<u8>) {
+        for (part, rows) in parts {
+            out.extend_from_slice(&part.bytes);
+            pad(out, (rows - part.rows) * T::DEFAULT_SIZE);
+        }
+    }
+}
+
+impl<'a, T: Value + ?Sized + 'a> FromIterator<&'a T> for Plain<T> {
+    fn from_iter<I: IntoIterator<Item = &'a T>>(values: I) -> Self {
+        let mut column = Self::default();
+        for value in values {
+            column.set(column.rows, value);
+        }
+        column
+    }
+}
+
+/// Builds a [`Block`] from its columns.
 pub struct BlockBuilder {
     bytes: Vec<u8>,
     columns: usize,
     rows: usize,
 }
+
+/// Room before the first column for the two counts: how many columns there are is
+/// known last.
+const HEADER: usize = 2 * MAX_VARUINT;
+const MAX_VARUINT: usize = 10;
 
 impl BlockBuilder {
     /// A block of `rows` rows that will take about `capacity` bytes.
@@ -41,26 +128,41 @@ impl BlockBuilder {
         }
     }
 
-    /// Adds a column. ClickHouse casts it where the table's type is another
-    /// (`LowCardinality(String)` from `String`).
+    /// Adds a column, of one or more parts with the number of rows of each. ClickHouse
+    /// casts it where the table's type is another (`LowCardinality(String)` from
+    /// `String`). Rows at a part's end that were not set hold the type's default.
     ///
     /// # Panics
-    /// When `values` are not as many as the block has rows: the bytes would be
-    /// read as something else.
-    pub fn column<T: Value>(&mut self, name: &str, values: impl Iterator<Item = T>) -> &mut Self {
-        name.write(&mut self.bytes);
-        T::TYPE.write(&mut self.bytes);
-        let mut rows = 0;
-        for value in values {
-            value.write(&mut self.bytes);
-            rows += 1;
-        }
-        assert_eq!(
-            rows, self.rows,
+    /// When the parts have other rows than the block: the bytes would be read as
+    /// something else.
+    pub fn column<C: Column>(
+        &mut self,
+        name: &str,
+        parts: impl Iterator<Item = (C, usize)>,
+    ) -> &mut Self {
+        let parts: Vec<_> = parts.collect();
+        let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
+        let fit = parts.iter().all(|(part, rows)| part.rows() <= *rows);
+        assert!(
+            fit && rows == self.rows,
             "column `{name}` is not as long as its block"
         );
+        write_string(name.as_bytes(), &mut self.bytes);
+        write_string(C::TYPE.as_bytes(), &mut self.bytes);
+        C::write(parts, &mut self.bytes);
         self.columns += 1;
         self
+    }
+
+    /// Adds a column of as many values as the block has rows.
+    pub fn values<'a, T: Value + ?Sized + 'a>(
+        &mut self,
+        name: &str,
+        values: impl Iterator<Item = &'a T>,
+    ) -> &mut Self {
+        let column = Plain::from_iter(values);
+        let rows = column.rows;
+        self.column(name, std::iter::once((column, rows)))
     }
 
     pub fn build(mut self) -> Block {
@@ -76,99 +178,6 @@ impl BlockBuilder {
     }
 }
 
-/// A value that a column can hold.
-pub trait Value {
-    /// ClickHouse's name of the type.
-    const TYPE: &'static str;
-
-    fn write(&self, out: &mut Vec<u8>);
-}
-
-macro_rules! little_endian {
-    ($($rust:ty => $clickhouse:literal),* $(,)?) => {
-        $(impl Value for $rust {
-            const TYPE: &'static str = $clickhouse;
-
-            fn write(&self, out: &mut Vec<u8>) {
-                out.extend_from_slice(&self.to_le_bytes());
-            }
-        })*
-    };
-}
-
-little_endian! {
-    u32 => "UInt32",
-    u64 => "UInt64",
-    i32 => "Int32",
-    i64 => "Int64",
-}
-
-impl Value for bool {
-    const TYPE: &'static str = "Bool";
-
-    fn write(&self, out: &mut Vec<u8>) {
-        out.push(u8::from(*self));
-    }
-}
-
-impl Value for &str {
-    const TYPE: &'static str = "String";
-
-    fn write(&self, out: &mut Vec<u8>) {
-        self.as_bytes().write(out);
-    }
-}
-
-/// A ClickHouse string is bytes.
-impl Value for &[u8] {
-    const TYPE: &'static str = "String";
-
-    fn write(&self, out: &mut Vec<u8>) {
-        write_varuint(self.len() as u64, out);
-        out.extend_from_slice(self);
-    }
-}
-
-/// Two 64-bit halves, the high one first, each little-endian.
-impl Value for Uuid {
-    const TYPE: &'static str = "UUID";
-
-    fn write(&self, out: &mut Vec<u8>) {
-        let (high, low) = self.as_u64_pair();
-        high.write(out);
-        low.write(out);
-    }
-}
-
-/// Milliseconds since the Unix epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Millis(pub i64);
-
-impl Millis {
-    /// The UTC date.
-    pub fn date(self) -> Date {
-        let time = OffsetDateTime::from_unix_timestamp(self.0.div_euclid(1000));
-        time.map_or(Date::MIN, OffsetDateTime::date)
-    }
-}
-
-impl Value for Millis {
-    const TYPE: &'static str = "DateTime64(3, 'UTC')";
-
-    fn write(&self, out: &mut Vec<u8>) {
-        self.0.write(out);
-    }
-}
-
-/// Seven bits a byte, the lowest first.
-fn write_varuint(mut value: u64, out: &mut Vec<u8>) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,8 +186,8 @@ mod tests {
     fn a_block_is_counts_then_named_and_typed_columns() {
         let mut builder = BlockBuilder::new(2, 0);
         builder
-            .column("n", [1u32, 258].into_iter())
-            .column("s", ["", "né"].into_iter());
+            .values("n", [1u32, 258].iter())
+            .values("s", ["", "né"].into_iter());
         let block = builder.build();
         assert_eq!(
             block.bytes.as_ref(),
@@ -189,25 +198,38 @@ mod tests {
     }
 
     #[test]
-    fn long_strings_and_uuids_are_laid_out_as_clickhouse_reads_them() {
-        let mut out = Vec::new();
-        [b'x'; 300].as_slice().write(&mut out);
-        assert_eq!(&out[..3], [0xac, 0x02, b'x']);
-
-        out.clear();
-        Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff).write(&mut out);
+    fn rows_that_are_left_out_hold_the_default() {
+        let mut numbers = Plain::<u32>::default();
+        numbers.set(1, &7);
+        let mut strings = Plain::<str>::default();
+        strings.set(2, "x");
+        let size = strings.size(4);
+        let mut builder = BlockBuilder::new(4, 0);
+        builder
+            .column("n", [(numbers, 4)].into_iter())
+            .column("s", [(strings, 4)].into_iter());
         assert_eq!(
-            out,
-            [
-                0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0x00, 0xff, 0xee, 0xdd, 0xcc, 0xbb, 0xaa,
-                0x99, 0x88
-            ]
+            builder.build().bytes.as_ref(),
+            b"\x02\x04\
+              \x01n\x06UInt32\0\0\0\0\x07\0\0\0\0\0\0\0\0\0\0\0\
+              \x01s\x06String\0\0\x01x\0"
         );
+        assert_eq!(size, b"\0\0\x01x\0".len());
+    }
+
+    #[test]
+    fn columns_one_after_the_other_are_one_column() {
+        let (mut first, mut second) = (Plain::<str>::default(), Plain::<str>::default());
+        first.set(1, "a");
+        second.set(1, "b");
+        let mut out = Vec::new();
+        Column::write(vec![(first, 3), (second, 3)], &mut out);
+        assert_eq!(out, b"\0\x01a\0\0\x01b\0");
     }
 
     #[test]
     #[should_panic(expected = "column `n` is not as long as its block")]
     fn a_column_of_another_length_is_refused() {
-        BlockBuilder::new(3, 0).column("n", [1u64].into_iter());
+        BlockBuilder::new(3, 0).values("n", [1u64].iter());
     }
 }

@@ -5,8 +5,7 @@ use clickhouse::error::Error;
 use serde::Deserialize;
 
 use super::client::ClickHouse;
-use super::native::Millis;
-use crate::event::Place;
+use crate::event::Source;
 
 /// A row's origin. The time is part of it: a stream that lost its tail gives the
 /// same sequences to other messages.
@@ -19,11 +18,11 @@ pub struct Origin {
 }
 
 impl Origin {
-    pub fn new(place: Place, received_at: Millis) -> Self {
+    pub fn of(source: &Source) -> Self {
         Self {
-            stream_seq: place.0,
-            batch_index: place.1,
-            received_at: received_at.0,
+            stream_seq: source.place.0,
+            batch_index: source.place.1,
+            received_at: source.received_at.0,
         }
     }
 }

@@ -11,16 +11,15 @@ use async_nats::Subject;
 use tokio::time::Instant;
 
 use super::checkpoint::Range;
-use super::decode::{Decoded, Message};
-use crate::dead_letter::DeadLetter;
-use crate::event::Event;
+use super::message::Message;
 
 /// What one insert carries.
 #[derive(Debug)]
 pub struct Batch {
     pub range: Range,
-    pub events: Vec<Event>,
-    pub dead_letters: Vec<DeadLetter>,
+    pub messages: Vec<Message>,
+    /// Rows that the messages become.
+    pub rows: usize,
     /// Bytes of the messages, payloads and headers.
     pub bytes: usize,
     /// Where the last acknowledgement goes; `None` when there is no message to
@@ -32,24 +31,20 @@ impl Batch {
     fn empty(range: Range) -> Self {
         Self {
             range,
-            events: Vec::new(),
-            dead_letters: Vec::new(),
+            messages: Vec::new(),
+            rows: 0,
             bytes: 0,
             ack: None,
         }
     }
 
-    fn add(&mut self, message: &Message, decoded: Decoded) {
-        self.events.extend(decoded.events);
-        self.dead_letters.extend(decoded.dead_letters);
-        self.bytes += message.size();
-        if message.reply.is_some() {
-            self.ack.clone_from(&message.reply);
+    fn add(&mut self, mut message: Message, rows: usize) {
+        if let Some(reply) = message.reply.take() {
+            self.ack = Some(reply);
         }
-    }
-
-    fn rows(&self) -> usize {
-        self.events.len() + self.dead_letters.len()
+        self.bytes += message.size();
+        self.rows += rows;
+        self.messages.push(message);
     }
 }
 
@@ -86,15 +81,16 @@ impl Batcher {
         }
     }
 
-    /// Adds a message; returns the batches that this completes, mostly none.
+    /// Adds a message, which becomes as many rows as said; returns the batches that
+    /// this completes, mostly none.
     #[must_use = "a batch that is dropped is lost"]
-    pub fn push(&mut self, message: &Message, decoded: Decoded, now: Instant) -> Vec<Batch> {
+    pub fn push(&mut self, message: Message, rows: usize, now: Instant) -> Vec<Batch> {
         let mut complete = Vec::new();
         while let Some(range) = self.recorded.front() {
             if message.sequence <= range.last {
-                let last = range.last;
-                self.open_recorded(now).batch.add(message, decoded);
-                if message.sequence == last {
+                let is_last = message.sequence == range.last;
+                self.open_recorded(now).batch.add(message, rows);
+                if is_last {
                     complete.extend(self.close_recorded());
                 }
                 return complete;
@@ -104,15 +100,36 @@ impl Batcher {
         }
 
         let open = self.open.get_or_insert_with(|| Open {
-            batch: Batch::empty(Range::starting_at(message)),
+            batch: Batch::empty(Range::starting_at(&message)),
             deadline: now + self.limits.interval,
         });
-        open.batch.add(message, decoded);
-        open.batch.range.extend_to(message);
-        if open.batch.rows() >= self.limits.rows || open.batch.bytes >= self.limits.bytes {
+        open.batch.range.extend_to(&message);
+        open.batch.add(message, rows);
+        let Limits { rows, bytes, .. } = self.limits;
+        let is_full = open.batch.rows >= rows || open.batch.bytes >= bytes;
+        if is_full || now >= open.deadline {
             complete.extend(self.flush());
         }
         complete
+    }
+
+    /// The messages of the open batch, to be decoded before its end comes; the batch
+    /// goes on without them.
+    pub fn take_messages(&mut self) -> Vec<Message> {
+        let open = self.open.as_mut().map(|open| &mut open.batch.messages);
+        open.map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Messages in the open batch, but for those that were taken.
+    pub fn messages(&self) -> usize {
+        self.open
+            .as_ref()
+            .map_or(0, |open| open.batch.messages.len())
+    }
+
+    /// Whether no batch is open.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_none()
     }
 
     /// When the open batch must be flushed. `None` while there is none, and while

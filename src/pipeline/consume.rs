@@ -10,16 +10,17 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::stream::{ConsumerErrorKind, Stream};
 use async_nats::jetstream::{self, ErrorCode};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tracing::debug;
 
-use super::decode::Message;
+use super::message::{Arena, Headers, Message};
+use super::metadata::Metadata;
 use crate::config::Messaging;
-use crate::nats::{StoredMessage, covering_set, nanoseconds, stored_message};
+use crate::nats::{StoredMessage, covering_set, stored_message};
 
 /// Messages asked for at a time. A few times as many can be on their way, which
 /// must be less than what a subscription holds (65,536), or some would be dropped.
-const PULL_MESSAGES: usize = 10_000;
+const PULL_MESSAGES: usize = 5_000;
 
 /// Bytes asked for at a time, unless one message can be larger.
 const PULL_BYTES: usize = 8 * 1024 * 1024;
@@ -88,6 +89,7 @@ pub struct Consumer {
     last: u64,
     /// Up to this sequence messages are fetched one by one.
     careful_until: u64,
+    arena: Arena,
     /// `None` until the consumer was put in place.
     messages: Option<Messages>,
     /// Where the reading starts was compared with where the stream does.
@@ -139,6 +141,7 @@ impl Consumer {
             settings,
             last,
             careful_until,
+            arena: Arena::default(),
             messages: None,
             start_checked: false,
             held: None,
@@ -205,50 +208,88 @@ impl Consumer {
         Ok(self.fetch().await?.is_none())
     }
 
+    /// What comes next, if it is here already and can be handed on as it is. Under load
+    /// it is, and needs no timers.
+    pub fn arrived(&mut self) -> Option<Result<Delivery, ConsumeError>> {
+        if self.held.is_some() || self.last < self.careful_until {
+            return None;
+        }
+        let received = self.messages.as_mut()?.stream.next().now_or_never()?;
+        match self.accept(received) {
+            Ok(Some((message, is_last))) => {
+                let follows = message.sequence == self.last + 1;
+                let delivery = Delivery::Message { message, is_last };
+                if !follows {
+                    self.held = Some(delivery);
+                    return None;
+                }
+                self.last += 1;
+                Some(Ok(delivery))
+            }
+            Ok(None) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+
     /// The next message of the pull consumer.
     async fn receive(&mut self) -> Result<Delivery, ConsumeError> {
-        let after = self.last;
-        let interrupted = |reason: String| ConsumeError::Interrupted { after, reason };
         loop {
             let Some(messages) = &mut self.messages else {
-                return Err(interrupted("the consumer is not in place".to_owned()));
+                return Err(self.interrupted("the consumer is not in place"));
             };
             let Ok(received) = tokio::time::timeout(SILENCE, messages.stream.next()).await else {
                 self.look_for_lost_messages().await?;
                 continue;
             };
-            let message = match received {
-                Some(Ok(message)) => message,
-                Some(Err(error)) => return Err(interrupted(error.to_string())),
-                None => return Err(interrupted("the subscription ended".to_owned())),
-            };
-            let info = message
-                .info()
-                .map_err(|error| interrupted(format!("a message without metadata: {error}")))?;
-            if info.consumer_sequence != messages.next {
-                return Err(interrupted("messages were lost on the way".to_owned()));
+            if let Some((message, is_last)) = self.accept(received)? {
+                self.held = Some(Delivery::Message { message, is_last });
+                return self.hand_on_held().await;
             }
-            messages.next += 1;
-            let (sequence, is_last) = (info.stream_sequence, info.pending == 0);
-            if sequence <= after {
-                debug!(sequence, "a repeat, dropped");
-                continue;
-            }
-            let stored_at = nanoseconds(info.published);
-            let jetstream::Message { message, .. } = message;
-            let message = Delivery::Message {
-                message: Message {
-                    sequence,
-                    stored_at,
-                    subject: message.subject,
-                    headers: message.headers.unwrap_or_default(),
-                    payload: message.payload,
-                    reply: message.reply,
-                },
-                is_last,
-            };
-            self.held = Some(message);
-            return self.hand_on_held().await;
+        }
+    }
+
+    /// A message of the pull consumer, and whether nothing followed it. `None` for a
+    /// repeat.
+    fn accept(
+        &mut self,
+        received: Option<Result<jetstream::Message, pull::MessagesError>>,
+    ) -> Result<Option<(Message, bool)>, ConsumeError> {
+        let message = match received {
+            Some(Ok(message)) => message.message,
+            Some(Err(error)) => return Err(self.interrupted(error)),
+            None => return Err(self.interrupted("the subscription ended")),
+        };
+        let metadata = message.reply.as_deref().and_then(Metadata::parse);
+        let (Some(metadata), Some(messages)) = (metadata, &mut self.messages) else {
+            return Err(self.interrupted("a message without metadata"));
+        };
+        if metadata.consumer_sequence != messages.next {
+            return Err(self.interrupted("messages were lost on the way"));
+        }
+        messages.next += 1;
+        let sequence = metadata.stream_sequence;
+        if sequence <= self.last {
+            debug!(sequence, "a repeat, dropped");
+            return Ok(None);
+        }
+        let message = Message {
+            sequence,
+            stored_at: metadata.stored_at,
+            subject: self.arena.subject(message.subject),
+            headers: match &message.headers {
+                Some(headers) => self.arena.headers(headers),
+                None => Headers::default(),
+            },
+            payload: self.arena.bytes(&message.payload),
+            reply: message.reply,
+        };
+        Ok(Some((message, metadata.pending == 0)))
+    }
+
+    fn interrupted(&self, reason: impl ToString) -> ConsumeError {
+        ConsumeError::Interrupted {
+            after: self.last,
+            reason: reason.to_string(),
         }
     }
 
@@ -258,10 +299,7 @@ impl Consumer {
             .stream
             .get_info()
             .await
-            .map_err(|error| ConsumeError::Interrupted {
-                after: self.last,
-                reason: error.to_string(),
-            })?;
+            .map_err(|error| self.interrupted(error))?;
         let (first, last) = (
             self.last + 1,
             info.state.first_sequence.min(sequence).saturating_sub(1),
@@ -314,17 +352,13 @@ impl Consumer {
     /// What was lost together with a connection shows in no gap while nothing
     /// follows it, so the consumer is asked what it has sent.
     async fn look_for_lost_messages(&self) -> Result<(), ConsumeError> {
-        let interrupted = |reason: String| ConsumeError::Interrupted {
-            after: self.last,
-            reason,
-        };
         let info = self
             .stream
             .consumer_info(&self.settings.name)
             .await
-            .map_err(|error| interrupted(error.to_string()))?;
+            .map_err(|error| self.interrupted(error))?;
         if info.delivered.stream_sequence > self.last || info.num_pending > 0 {
-            return Err(interrupted("messages were lost on the way".to_owned()));
+            return Err(self.interrupted("messages were lost on the way"));
         }
         Ok(())
     }
@@ -336,10 +370,7 @@ impl Consumer {
         for subject in &self.settings.subjects {
             let found = stored_message(&self.jetstream, stream, self.last + 1, subject)
                 .await
-                .map_err(|error| ConsumeError::Interrupted {
-                    after: self.last,
-                    reason: error.to_string(),
-                })?;
+                .map_err(|error| self.interrupted(error))?;
             let is_nearer = |found: &StoredMessage| {
                 next.as_ref()
                     .is_none_or(|next| found.sequence < next.sequence)
@@ -352,7 +383,7 @@ impl Consumer {
             sequence: stored.sequence,
             stored_at: stored.stored_at,
             subject: stored.subject.into(),
-            headers: stored.headers,
+            headers: Headers::from(&stored.headers),
             payload: stored.payload,
             reply: None,
         }))

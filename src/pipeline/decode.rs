@@ -4,47 +4,18 @@
 use std::borrow::Cow;
 
 use async_nats::header::NATS_MESSAGE_ID;
-use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
-use prost::Message as _;
+use prost::{DecodeError, Message as _};
 use uuid::Uuid;
 
+use super::message::Message;
 use crate::clickhouse::native::Millis;
 use crate::dead_letter::{DeadLetter, PayloadIs, Reason};
-use crate::event::{self, Event};
+use crate::event::{self, Event, Place, Source};
 use crate::pb::AnalyticsEvent;
 
-/// A message as it stands in the stream.
-#[derive(Debug, Clone)]
-pub struct Message {
-    /// Sequence in the stream.
-    pub sequence: u64,
-    /// When JetStream stored it, in nanoseconds since the Unix epoch.
-    pub stored_at: i64,
-    pub subject: Subject,
-    pub headers: HeaderMap,
-    pub payload: Bytes,
-    /// Where the acknowledgement goes; `None` for one that was fetched by request.
-    pub reply: Option<Subject>,
-}
-
-impl Message {
-    /// Bytes of subject, headers and payload.
-    pub fn size(&self) -> usize {
-        let headers: usize = self
-            .headers
-            .iter()
-            .map(|(name, values)| {
-                let name: &str = name.as_ref();
-                values
-                    .iter()
-                    .map(|value| name.len() + value.as_str().len())
-                    .sum::<usize>()
-            })
-            .sum();
-        self.subject.len() + headers + self.payload.len()
-    }
-}
+/// What becomes of an event.
+pub type Fate = Result<Event, Box<DeadLetter>>;
 
 /// What becomes of a message, each of its events in exactly one of the two.
 /// A batch message without events becomes nothing.
@@ -78,82 +49,88 @@ impl Decoder {
         }
     }
 
+    /// How many rows a message becomes.
+    pub fn rows(&self, message: &Message) -> usize {
+        if !self.is_batch(message) {
+            return 1;
+        }
+        BatchMessage::decode(message.payload.clone()).map_or(1, |batch| batch.events.len())
+    }
+
     pub fn decode(&self, message: &Message) -> Decoded {
         let mut decoded = Decoded::default();
-        if message.subject.as_str() != self.batch_subject {
-            self.decode_event(message, None, message.payload.clone(), &mut decoded);
-            return decoded;
-        }
-        match Batch::decode(message.payload.clone()) {
-            Ok(batch) => {
-                for (index, bytes) in (0..).zip(batch.events) {
-                    self.decode_event(message, Some(index), bytes, &mut decoded);
-                }
+        for fate in self.fates(message) {
+            match fate {
+                Ok(event) => decoded.events.push(event),
+                Err(letter) => decoded.dead_letters.push(*letter),
             }
-            Err(error) => decoded.dead_letters.push(dead_letter(
-                message,
-                None,
-                Reason::Undecodable,
-                error.to_string(),
-                message.payload.clone(),
-            )),
         }
         decoded
     }
 
-    /// Decodes one event; `index` is its place in a batch message, `None` for a
-    /// message that is the event.
-    fn decode_event(
-        &self,
-        message: &Message,
-        index: Option<u32>,
-        bytes: Bytes,
-        decoded: &mut Decoded,
-    ) {
-        let batch_index = index.unwrap_or(0);
-        let mut refuse = |reason, error: String| {
-            decoded
-                .dead_letters
-                .push(dead_letter(message, index, reason, error, bytes.clone()));
+    /// What becomes of each event of a message.
+    pub fn fates(&self, message: &Message) -> impl Iterator<Item = Fate> {
+        let whole = || self.source(message, None, message.payload.clone());
+        let (one, events) = if !self.is_batch(message) {
+            (Some(self.event(whole())), Vec::new())
+        } else {
+            match BatchMessage::decode(message.payload.clone()) {
+                Ok(batch) => (None, batch.events),
+                Err(error) => (Some(Err(undecodable(whole(), &error))), Vec::new()),
+            }
         };
+        let events = (0..)
+            .zip(events)
+            .map(|(index, bytes)| self.event(self.source(message, Some(index), bytes)));
+        one.into_iter().chain(events)
+    }
+
+    fn is_batch(&self, message: &Message) -> bool {
+        message.subject.as_str() == self.batch_subject
+    }
+
+    /// `index` is the event's place in a batch message, `None` for a message that is
+    /// the event.
+    fn source(&self, message: &Message, index: Option<u32>, payload: Bytes) -> Source {
+        Source {
+            id: self.event_id(message, index),
+            place: Place(message.sequence, index.unwrap_or(0)),
+            subject: message.subject.clone(),
+            received_at: Millis(message.stored_at.div_euclid(1_000_000)),
+            headers: message.headers.clone(),
+            payload,
+            payload_is: PayloadIs::at(index),
+        }
+    }
+
+    /// The event that was sent, or the letter that it becomes.
+    pub fn event(&self, source: Source) -> Fate {
         let AnalyticsEvent {
             context,
             event_type: kind,
-        } = match AnalyticsEvent::decode(bytes.clone()) {
+        } = match AnalyticsEvent::decode(source.payload.clone()) {
             Ok(event) => event,
-            Err(error) => return refuse(Reason::Undecodable, error.to_string()),
+            Err(error) => return Err(undecodable(source, &error)),
         };
         let Some(context) = context else {
-            return refuse(
-                Reason::MissingContext,
-                "the event has no context".to_owned(),
-            );
+            let error = "the event has no context".to_owned();
+            return Err(letter(source, Reason::MissingContext, error));
         };
         if context.client_id.is_empty() {
-            return refuse(
-                Reason::MissingClientId,
-                "the event's context has no client_id".to_owned(),
-            );
+            let error = "the event's context has no client_id".to_owned();
+            return Err(letter(source, Reason::MissingClientId, error));
         }
-
-        let received_at = Millis(message.stored_at.div_euclid(1_000_000));
-        decoded.events.push(Event {
-            id: self.event_id(message, index),
-            stream_seq: message.sequence,
-            batch_index,
-            subject: message.subject.clone(),
-            received_at,
-            client_ts: client_ts(context.client_ts, received_at),
-            server_ts: server_ts(context.server_ts, received_at),
+        Ok(Event {
+            client_ts: client_ts(context.client_ts, source.received_at),
+            server_ts: server_ts(context.server_ts, source.received_at),
             event_type: match &kind {
                 Some(kind) => Cow::Borrowed(event::type_name(kind)),
-                None => self.type_from_subject(message, index),
+                None => self.type_from_subject(&source),
             },
-            payload: bytes,
-            payload_is: PayloadIs::at(index),
+            source,
             context,
             kind,
-        });
+        })
     }
 
     /// The id that the producer gave, or one that the same stored message always gets.
@@ -162,8 +139,8 @@ impl Decoder {
         const NAMESPACE: Uuid = Uuid::from_u128(0x8f4e_11a2_52c7_4d0e_9a36_6b1f_c0de_0001);
 
         if index.is_none()
-            && let Some(id) = message.headers.get(NATS_MESSAGE_ID)
-            && let Ok(id) = Uuid::try_parse(id.as_str())
+            && let Some(id) = message.headers.get(NATS_MESSAGE_ID.as_ref())
+            && let Ok(id) = Uuid::try_parse(id)
         {
             return id;
         }
@@ -178,11 +155,11 @@ impl Decoder {
 
     /// `fechatter.analytics.poll.created` → `poll_created`. The subject of a
     /// batch says nothing about the events in it.
-    fn type_from_subject(&self, message: &Message, index: Option<u32>) -> Cow<'static, str> {
-        if index.is_some() {
+    fn type_from_subject(&self, source: &Source) -> Cow<'static, str> {
+        if source.payload_is == PayloadIs::Event {
             return Cow::Borrowed("unknown");
         }
-        let subject = message.subject.as_str();
+        let subject = source.subject.as_str();
         Cow::Owned(
             subject
                 .strip_prefix(&self.prefix)
@@ -192,34 +169,24 @@ impl Decoder {
     }
 }
 
+fn letter(source: Source, reason: Reason, error: String) -> Box<DeadLetter> {
+    Box::new(DeadLetter {
+        source,
+        reason,
+        error,
+    })
+}
+
+fn undecodable(source: Source, error: &DecodeError) -> Box<DeadLetter> {
+    letter(source, Reason::Undecodable, error.to_string())
+}
+
 /// `BatchRecordEventsRequest` with its events left as bytes: one that cannot be
 /// read does not take its neighbours with it, and an unknown one keeps its bytes.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Batch {
+pub struct BatchMessage {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub events: Vec<Bytes>,
-}
-
-/// `index` is the event's place in a batch message, `None` where the whole message
-/// is the letter.
-fn dead_letter(
-    message: &Message,
-    index: Option<u32>,
-    reason: Reason,
-    error: String,
-    payload: Bytes,
-) -> DeadLetter {
-    DeadLetter {
-        stream_seq: message.sequence,
-        batch_index: index.unwrap_or(0),
-        subject: message.subject.clone(),
-        received_at: Millis(message.stored_at.div_euclid(1_000_000)),
-        reason,
-        error,
-        headers: message.headers.clone(),
-        payload,
-        payload_is: PayloadIs::at(index),
-    }
 }
 
 const MINUTE: i64 = 60_000;
@@ -251,10 +218,12 @@ fn client_ts(sent: i64, received_at: Millis) -> Millis {
 
 #[cfg(test)]
 mod tests {
+    use async_nats::HeaderMap;
     use proptest::prelude::*;
 
     use super::*;
     use crate::pb;
+    use crate::pipeline::message::Headers;
 
     const NOW: i64 = 1_795_000_000_000;
 
@@ -263,7 +232,7 @@ mod tests {
             sequence: 7,
             stored_at: NOW * 1_000_000 + 999_999,
             subject: subject.into(),
-            headers: HeaderMap::new(),
+            headers: Headers::default(),
             payload: payload.into(),
             reply: None,
         }
@@ -294,7 +263,7 @@ mod tests {
     }
 
     fn batch_of(events: &[Bytes]) -> Bytes {
-        Batch {
+        BatchMessage {
             events: events.to_vec(),
         }
         .encode_to_vec()
@@ -315,21 +284,21 @@ mod tests {
         let stored: Vec<u32> = decoded
             .events
             .iter()
-            .map(|event| event.batch_index)
+            .map(|event| event.source.place.1)
             .collect();
         assert_eq!(stored, [0, 3]);
         let dead: Vec<_> = decoded
             .dead_letters
             .iter()
-            .map(|letter| (letter.batch_index, letter.reason))
+            .map(|letter| (letter.source.place.1, letter.reason))
             .collect();
         assert_eq!(
             dead,
             [(1, Reason::MissingContext), (2, Reason::Undecodable)]
         );
-        assert_eq!(decoded.dead_letters[1].payload.as_ref(), b"\xff");
-        assert_eq!(decoded.dead_letters[1].payload_is, PayloadIs::Event);
-        assert_ne!(decoded.events[0].id, decoded.events[1].id);
+        assert_eq!(decoded.dead_letters[1].source.payload.as_ref(), b"\xff");
+        assert_eq!(decoded.dead_letters[1].source.payload_is, PayloadIs::Event);
+        assert_ne!(decoded.events[0].source.id, decoded.events[1].source.id);
     }
 
     #[test]
@@ -339,7 +308,7 @@ mod tests {
         let [letter] = decoded.dead_letters.as_slice() else {
             panic!("not one letter: {:?}", decoded.dead_letters);
         };
-        assert_eq!(letter.payload_is, PayloadIs::Message);
+        assert_eq!(letter.source.payload_is, PayloadIs::Message);
     }
 
     #[test]
@@ -352,14 +321,14 @@ mod tests {
         ] {
             let decoded = decoder().decode(&message(subject, payload.clone()));
             assert_eq!(decoded.events[0].event_type, name);
-            assert_eq!(decoded.events[0].payload, payload);
+            assert_eq!(decoded.events[0].source.payload, payload);
         }
         let decoded = decoder().decode(&message(
             "fechatter.analytics.batch",
             batch_of(std::slice::from_ref(&payload)),
         ));
         assert_eq!(decoded.events[0].event_type, "unknown");
-        assert_eq!(decoded.events[0].payload, payload);
+        assert_eq!(decoded.events[0].source.payload, payload);
     }
 
     #[test]
@@ -368,11 +337,15 @@ mod tests {
         let payload = bytes_of(Some(context("a")));
         let with_header = |subject, header: &str, payload| {
             let mut message = message(subject, payload);
-            message.headers.insert(NATS_MESSAGE_ID, header);
-            decoder().decode(&message).events[0].id
+            let mut headers = HeaderMap::new();
+            headers.insert(NATS_MESSAGE_ID, header);
+            message.headers = Headers::from(&headers);
+            decoder().decode(&message).events[0].source.id
         };
         let subject = "fechatter.analytics.app.start";
-        let derived = decoder().decode(&message(subject, payload.clone())).events[0].id;
+        let derived = decoder().decode(&message(subject, payload.clone())).events[0]
+            .source
+            .id;
 
         assert_eq!(with_header(subject, &id.to_string(), payload.clone()), id);
         assert_eq!(with_header(subject, "order-17", payload.clone()), derived);
@@ -388,7 +361,9 @@ mod tests {
             "fechatter.analytics.batch",
         );
         assert_ne!(
-            recreated.decode(&message(subject, payload)).events[0].id,
+            recreated.decode(&message(subject, payload)).events[0]
+                .source
+                .id,
             derived
         );
     }
@@ -423,8 +398,8 @@ mod tests {
         ) {
             let events: Vec<Bytes> = events.into_iter().map(Bytes::from).collect();
             let decoded = decoder().decode(&message("fechatter.analytics.batch", batch_of(&events)));
-            let mut indexes: Vec<u32> = decoded.events.iter().map(|event| event.batch_index)
-                .chain(decoded.dead_letters.iter().map(|letter| letter.batch_index))
+            let mut indexes: Vec<u32> = decoded.events.iter().map(|event| event.source.place.1)
+                .chain(decoded.dead_letters.iter().map(|letter| letter.source.place.1))
                 .collect();
             indexes.sort_unstable();
             prop_assert_eq!(indexes, (0..events.len() as u32).collect::<Vec<_>>());

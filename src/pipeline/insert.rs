@@ -10,24 +10,21 @@
 
 mod parts;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use async_nats::jetstream;
-use time::Date;
 use tracing::{info, warn};
 
-use super::batch::Batch;
 use super::checkpoint::{Checkpoint, CheckpointError, InFlight, Part, Recorded, Rows};
+use super::encode::{Encoded, Encoder};
 use super::fault;
 use super::progress::Progress;
 use super::recover::ask;
-use crate::clickhouse::native::Block;
+use crate::clickhouse::native::{Block, Millis};
 use crate::clickhouse::stored::{self, Origin};
 use crate::clickhouse::{ClickHouse, InsertError};
-use crate::nats::stored_message;
 use crate::retry::Retry;
 
 use parts::{Selected, Step};
@@ -36,9 +33,10 @@ pub use parts::{what_is_missing, whole};
 /// What every insert needs.
 pub struct Inserter {
     pub clickhouse: ClickHouse,
-    pub jetstream: jetstream::Context,
     pub checkpoint: Arc<Checkpoint>,
     pub progress: Arc<Progress>,
+    /// For rows that have to be sent without the rest of their batch.
+    pub encoder: Arc<Encoder>,
     /// ClickHouse drops rows that are older, so that they are never missing.
     pub retention: Duration,
 }
@@ -46,19 +44,11 @@ pub struct Inserter {
 /// A batch that ClickHouse has and the checkpoint does not know of yet.
 #[must_use = "what is stored is committed, then acknowledged"]
 pub struct Stored {
-    pub batch: Batch,
+    pub batch: Encoded,
     /// Something of it was sent more than once, or may have been.
     pub repeated: bool,
     /// Something of it was there before it was sent: nobody knows of the views.
     pub found: bool,
-}
-
-impl Stored {
-    /// The days of its events.
-    pub fn days(&self) -> BTreeSet<Date> {
-        let events = self.batch.events.iter();
-        events.map(|event| event.server_ts.date()).collect()
-    }
 }
 
 /// How a part came to its end.
@@ -81,7 +71,11 @@ impl Inserter {
     ///
     /// # Errors
     /// When the checkpoint cannot be written, or is another instance's by now.
-    pub async fn store(&self, batch: Batch, recorded: Recorded) -> Result<Stored, CheckpointError> {
+    pub async fn store(
+        &self,
+        batch: Encoded,
+        recorded: Recorded,
+    ) -> Result<Stored, CheckpointError> {
         let started = Instant::now();
         let Recorded {
             mut in_flight,
@@ -116,7 +110,7 @@ impl Inserter {
                 .await?;
         }
         info!(
-            rows = batch.events.len(),
+            rows = batch.sources.len(),
             first = in_flight.range.first,
             last = in_flight.range.last,
             bytes = batch.bytes,
@@ -134,7 +128,7 @@ impl Inserter {
     /// Sends a part, or what is missing of it.
     async fn take(
         &self,
-        batch: &Batch,
+        batch: &Encoded,
         in_flight: &InFlight,
         step: &Step,
         seen: &mut Seen,
@@ -152,12 +146,8 @@ impl Inserter {
         if selected.is_empty() {
             return Ok(Outcome::Stored);
         }
-        if part.rows == Rows::Refused {
-            self.add_headers(&mut selected).await?;
-        }
-        let stream = self.checkpoint.stream();
-        let token = in_flight.token(stream, part);
-        let block = selected.block(&stream.to_string(), batch.bytes);
+        let token = in_flight.token(self.checkpoint.stream(), part);
+        let block = selected.block(batch, &self.encoder);
         let (sent_twice, refusal) = self.send(part.rows, &block, &token, in_flight).await?;
         seen.repeated |= sent_twice;
         if sent_twice || *recovered || refusal.is_some() {
@@ -212,7 +202,7 @@ impl Inserter {
 
     /// Leaves what ClickHouse does not hold.
     async fn keep_missing(&self, selected: &mut Selected<'_>, part: &Part) {
-        let stream = self.checkpoint.stream().to_string();
+        let stream = self.encoder.stream();
         let (first, last) = (part.first.0, part.last.0);
         // An event may be a dead letter, by refusal or of an older build, and replayed.
         let tables: &[&str] = match part.rows {
@@ -222,7 +212,7 @@ impl Inserter {
         let mut held: HashSet<Origin> = HashSet::new();
         for table in tables {
             let origins = ask("asking ClickHouse what it holds", || {
-                stored::origins(&self.clickhouse, table, &stream, first, last)
+                stored::origins(&self.clickhouse, table, stream, first, last)
             });
             held.extend(origins.await);
         }
@@ -230,25 +220,8 @@ impl Inserter {
         let oldest = since_epoch
             .unwrap_or_default()
             .saturating_sub(self.retention);
-        selected.keep_missing(&held, oldest.as_millis() as i64);
-    }
-
-    /// A refused row becomes a dead letter with the headers of its message, which
-    /// only the stream still has.
-    async fn add_headers(&self, selected: &mut Selected<'_>) -> Result<(), CheckpointError> {
-        let Selected::Letters(letters) = selected else {
-            return Ok(());
-        };
-        let stream = &self.checkpoint.stream().name;
-        for letter in letters {
-            let found = stored_message(&self.jetstream, stream, letter.stream_seq, ">")
-                .await
-                .map_err(|error| CheckpointError::Unavailable(error.to_string()))?;
-            if let Some(message) = found.filter(|found| found.sequence == letter.stream_seq) {
-                letter.headers = message.headers;
-            }
-        }
-        Ok(())
+        let oldest = Millis(oldest.as_millis() as i64);
+        selected.keep_missing(&held, oldest, &self.encoder);
     }
 
     fn count(&self, rows: Rows, count: usize, in_flight: &InFlight) {

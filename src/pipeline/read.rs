@@ -1,4 +1,4 @@
-//! The reading half: consume, decode, batch.
+//! The reading half: consume, batch, and the start of encoding.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, enabled, error};
+use tracing::{debug, error};
 
 use super::PipelineError;
+use super::ahead::{self, Ahead, Encoding};
 use super::batch::{Batch, Batcher};
-use super::consume::{Consumer, Delivery};
-use super::decode::{Decoded, Decoder, Message};
+use super::consume::{ConsumeError, Consumer, Delivery};
+use super::decode::Decoder;
 use super::progress::Progress;
 use super::recover::ask;
 use crate::clickhouse::{ClickHouse, stored};
@@ -28,6 +29,10 @@ impl Until {
         matches!(self, Self::Sequence(_))
     }
 
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Shutdown(shutdown) if shutdown.is_cancelled())
+    }
+
     /// What `work` gives, or `None` where the end comes first.
     pub async fn unless_over<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         match self {
@@ -41,8 +46,7 @@ pub struct Reader {
     pub consumer: Consumer,
     pub decoder: Decoder,
     pub batcher: Batcher,
-    /// The stream's identity, as it stands in rows.
-    pub stream: String,
+    pub ahead: Ahead,
     /// For what the stream has dropped.
     pub clickhouse: ClickHouse,
     pub progress: Arc<Progress>,
@@ -53,20 +57,24 @@ impl Reader {
     /// the last one: what was read before an error has nothing to do with it.
     pub async fn run(
         mut self,
-        batches: mpsc::Sender<Batch>,
+        batches: mpsc::Sender<Encoding>,
         until: Until,
     ) -> Result<(), PipelineError> {
         let outcome = loop {
             if matches!(until, Until::Sequence(last) if self.consumer.last() >= last) {
                 break Ok(());
             }
-            let next = async {
-                tokio::select! {
-                    delivery = self.consumer.next() => Some(delivery),
-                    () = sleep_until(self.batcher.deadline()) => None,
+            if self.batcher.is_empty() {
+                // Nothing is held beside what is in flight and the batch that waits for
+                // its turn.
+                match until.unless_over(batches.reserve()).await {
+                    Some(Ok(_)) => {}
+                    // The writing half has ended, and says why.
+                    Some(Err(_)) => return Ok(()),
+                    None => break Ok(()),
                 }
-            };
-            let complete = match until.unless_over(next).await {
+            }
+            let complete = match self.next(&until).await {
                 None => break Ok(()),
                 Some(None) => self.batcher.flush().into_iter().collect(),
                 Some(Some(Ok(delivery))) => {
@@ -84,20 +92,46 @@ impl Reader {
                         Err(error) => break Err(error.into()),
                     }
                     if matches!(at_end, Ok(true)) && until.is_bounded() {
-                        send(&batches, complete).await;
+                        self.send(&batches, complete).await;
                         break Ok(());
                     }
                     complete
                 }
                 Some(Some(Err(error))) => break Err(error.into()),
             };
-            if !send(&batches, complete).await {
-                // The writing half has ended, and says why.
+            if !self.send(&batches, complete).await {
                 return Ok(());
             }
         };
-        send(&batches, self.batcher.flush().into_iter().collect()).await;
+        let rest = self.batcher.flush().into_iter().collect();
+        self.send(&batches, rest).await;
         outcome
+    }
+
+    /// What comes next: `Some(None)` when the open batch is due, `None` when it is over.
+    async fn next(&mut self, until: &Until) -> Option<Option<Result<Delivery, ConsumeError>>> {
+        if !until.is_over()
+            && let Some(delivery) = self.consumer.arrived()
+        {
+            return Some(Some(delivery));
+        }
+        let next = async {
+            tokio::select! {
+                delivery = self.consumer.next() => Some(delivery),
+                () = sleep_until(self.batcher.deadline()) => None,
+            }
+        };
+        until.unless_over(next).await
+    }
+
+    /// False when nobody takes batches any more.
+    async fn send(&mut self, batches: &mpsc::Sender<Encoding>, complete: Vec<Batch>) -> bool {
+        for batch in complete {
+            if batches.send(self.ahead.encode(batch)).await.is_err() {
+                return false;
+            }
+        }
+        true
     }
 
     async fn take(&mut self, delivery: Delivery) -> Vec<Batch> {
@@ -109,11 +143,18 @@ impl Reader {
                 return Vec::new();
             }
         };
-        let decoded = self.decoder.decode(&message);
-        if enabled!(tracing::Level::DEBUG) {
-            log(&message, &decoded);
+        debug!(
+            subject = message.subject.as_str(),
+            sequence = message.sequence,
+            size = message.payload.len(),
+            "received"
+        );
+        let rows = self.decoder.rows(&message);
+        let complete = self.batcher.push(message, rows, Instant::now());
+        if complete.is_empty() && self.batcher.messages() >= ahead::CHUNK {
+            self.ahead.decode(self.batcher.take_messages());
         }
-        self.batcher.push(&message, decoded, Instant::now())
+        complete
     }
 
     /// Tells of messages that are neither in the stream nor in ClickHouse.
@@ -122,7 +163,7 @@ impl Reader {
             return;
         };
         let stored = ask("asking ClickHouse what it holds", || {
-            stored::sequences(&self.clickhouse, &self.stream, first, last)
+            stored::sequences(&self.clickhouse, self.ahead.stream(), first, last)
         })
         .await;
         let expired = (last - first + 1).saturating_sub(stored);
@@ -134,37 +175,6 @@ impl Reader {
             );
         }
     }
-}
-
-/// One line an event. Never the payload: it holds what users wrote.
-fn log(message: &Message, decoded: &Decoded) {
-    let (subject, sequence, size) = (
-        message.subject.as_str(),
-        message.sequence,
-        message.payload.len(),
-    );
-    for event in &decoded.events {
-        debug!(subject, sequence, size, event_type = %event.event_type, "event");
-    }
-    for letter in &decoded.dead_letters {
-        debug!(
-            subject,
-            sequence,
-            size,
-            reason = letter.reason.as_str(),
-            "dead letter"
-        );
-    }
-}
-
-/// False when nobody takes batches any more.
-async fn send(batches: &mpsc::Sender<Batch>, complete: Vec<Batch>) -> bool {
-    for batch in complete {
-        if batches.send(batch).await.is_err() {
-            return false;
-        }
-    }
-    true
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

@@ -13,8 +13,9 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use super::batch::Batch;
+use super::ahead::Encoding;
 use super::checkpoint::Recorded;
+use super::encode::Encoded;
 use super::insert::{Inserter, Stored, what_is_missing};
 use super::recover::{ask, process};
 use super::{PipelineError, fault};
@@ -35,7 +36,7 @@ pub struct Writer {
 
 impl Writer {
     /// Stores batches as they come, until there are no more.
-    pub async fn run(&self, mut batches: mpsc::Receiver<Batch>) -> Result<(), PipelineError> {
+    pub async fn run(&self, mut batches: mpsc::Receiver<Encoding>) -> Result<(), PipelineError> {
         let mut in_flight = FuturesOrdered::new();
         // Stored, and perhaps not in every view: what comes after them waits.
         let mut suspects: Vec<Stored> = Vec::new();
@@ -44,7 +45,11 @@ impl Writer {
             let may_begin = in_flight.len() < self.max_in_flight && suspects.is_empty();
             tokio::select! {
                 batch = batches.recv(), if open && may_begin => match batch {
-                    Some(batch) => in_flight.push_back(self.begin(batch).await?),
+                    Some(encoding) => {
+                        let batch = encoding.await.flatten();
+                        let batch = batch.map_err(|_| PipelineError::TaskFailed)?;
+                        in_flight.push_back(self.begin(batch).await?);
+                    }
                     None => open = false,
                 },
                 Some(stored) = in_flight.next() => {
@@ -71,7 +76,7 @@ impl Writer {
     /// overlap.
     async fn begin(
         &self,
-        batch: Batch,
+        batch: Encoded,
     ) -> Result<impl Future<Output = Result<Stored, PipelineError>> + use<>, PipelineError> {
         let parts = if batch.range.first <= self.check_until {
             what_is_missing(&batch)
@@ -134,7 +139,10 @@ impl Writer {
         let hold_up = progress.hold_up();
         let clickhouse = clickhouse.patient();
         let clickhouse = &clickhouse;
-        let days: BTreeSet<Date> = suspects.iter().flat_map(Stored::days).collect();
+        let days: BTreeSet<Date> = suspects
+            .iter()
+            .flat_map(|stored| stored.batch.days.iter().copied())
+            .collect();
         loop {
             let before = process(clickhouse).await;
             let rebuilt = ask("recounting the views", || async {

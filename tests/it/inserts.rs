@@ -14,7 +14,7 @@ use prost::Message;
 
 use crate::support::daemon::Daemon;
 use crate::support::events::{event, publish_samples};
-use crate::support::fake_clickhouse::{FakeClickHouse, Fate, Presence};
+use crate::support::fake_clickhouse::{Attempt, FakeClickHouse, Fate, Presence};
 use crate::support::{World, clickhouse, eventually};
 
 /// A daemon that inserts through a fake ClickHouse.
@@ -275,5 +275,20 @@ async fn clickhouse_may_be_away_for_long_and_is_not_run_over_when_it_is_back() {
     // What waited was far more than what the daemon held of it.
     if let Some(most) = daemon.most_memory() {
         assert!(most < 100_000_000, "{most} bytes");
+    }
+}
+
+#[tokio::test]
+async fn blocks_are_compressed_where_that_is_asked_for() {
+    // `auto` is `none` here: the fake is on this machine.
+    for (compression, compressed) in [("lz4", true), ("auto", false)] {
+        let world = World::new().await;
+        let analytics = format!("flush_interval_seconds: 0.1, compression: {compression}");
+        let (fake, _daemon) = start(&world, &analytics).await;
+        publish_samples(&world, 2_000).await;
+        world.settled(2_000, 0).await;
+        let attempts = fake.attempts();
+        let as_asked = |attempt: &Attempt| attempt.compressed == compressed;
+        assert!(attempts.iter().all(as_asked), "{compression}: {attempts:?}");
     }
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::native::Millis;
 use crate::dead_letter::PayloadIs;
-use crate::pipeline::decode::Batch;
+use crate::pipeline::decode::BatchMessage;
 
 /// A row of `dead_letters` without the payload, which may be large.
 #[derive(Debug, Clone, Row, Deserialize)]
@@ -164,7 +164,7 @@ impl Letter {
                 self.subject == batch_subject
                     && (self.batch_index > 0
                         || self.reason != "undecodable"
-                        || Batch::decode(payload).is_ok())
+                        || BatchMessage::decode(payload).is_ok())
             }
         };
         if is_event {

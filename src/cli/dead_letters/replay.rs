@@ -28,7 +28,7 @@ use crate::clickhouse::native::Millis;
 use crate::config::Config;
 use crate::dead_letter::PayloadIs;
 use crate::nats;
-use crate::pipeline::decode::Batch;
+use crate::pipeline::decode::BatchMessage;
 use crate::retry::Retry;
 
 #[derive(clap::Args)]
@@ -271,7 +271,7 @@ impl<'a> Replay<'a> {
         match letter.payload_is(&payload, self.batch_subject) {
             PayloadIs::Message => payload,
             PayloadIs::Event => {
-                let batch = Batch {
+                let batch = BatchMessage {
                     events: vec![payload],
                 };
                 batch.encode_to_vec().into()

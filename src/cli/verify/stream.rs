@@ -18,7 +18,8 @@ use crate::dead_letter::DeadLetter;
 use crate::event::Event;
 use crate::nats::StreamId;
 use crate::pipeline::consume::{Consumer, Delivery, Settings};
-use crate::pipeline::decode::{Decoder, Message};
+use crate::pipeline::decode::Decoder;
+use crate::pipeline::message::Message;
 
 /// Messages compared at a time.
 const CHUNK: usize = 20_000;
@@ -181,14 +182,13 @@ impl Chunk<'_> {
             let decoded = self.decoder.decode(message);
             // What ClickHouse refused is a dead letter.
             let missing_event = |event: &&Event| {
-                let origin = RowOrigin::new(event.place(), event.received_at);
+                let origin = RowOrigin::of(&event.source);
                 event.server_ts >= self.oldest
                     && !events.contains(&origin)
                     && !letters.contains(&origin)
             };
-            let missing_letter = |letter: &&DeadLetter| {
-                !letters.contains(&RowOrigin::new(letter.place(), letter.received_at))
-            };
+            let missing_letter =
+                |letter: &&DeadLetter| !letters.contains(&RowOrigin::of(&letter.source));
             let missing = decoded.events.iter().filter(missing_event).count() as u64;
             let letters = decoded.dead_letters.iter().filter(missing_letter);
             self.found.messages += 1;

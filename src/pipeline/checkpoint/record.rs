@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Place;
 use crate::nats::StreamId;
-use crate::pipeline::decode::Message;
+use crate::pipeline::message::Message;
 
 /// A contiguous run of stream sequences, with when JetStream stored both ends:
 /// a stream that lost its tail gives the same sequences to other messages.

@@ -5,10 +5,10 @@ use std::collections::{HashSet, VecDeque};
 
 use crate::clickhouse::native::{Block, Millis};
 use crate::clickhouse::stored::Origin;
-use crate::dead_letter::{self, DeadLetter, Reason};
-use crate::event::{self, Event, Place};
-use crate::pipeline::batch::Batch;
+use crate::dead_letter::{DeadLetter, Reason};
+use crate::event::{Place, Source};
 use crate::pipeline::checkpoint::{Part, Rows};
+use crate::pipeline::encode::{Encoded, Encoder};
 
 /// More refused rows than this do not wait for the end of their batch: the record,
 /// which names them, has to stay small.
@@ -46,18 +46,22 @@ impl Step {
     }
 
     /// The rows of the part.
-    pub fn select<'a>(&self, batch: &'a Batch) -> Selected<'a> {
-        let within = |place: Place| (self.part.first..=self.part.last).contains(&place);
-        let events = batch.events.iter().filter(|event| within(event.place()));
+    pub fn select<'a>(&self, batch: &'a Encoded) -> Selected<'a> {
+        let within = |source: &&Source| (self.part.first..=self.part.last).contains(&source.place);
+        let sources = batch.sources.iter().filter(within);
         match self.part.rows {
-            Rows::Events => Selected::Events(events.collect()),
+            Rows::Events => Selected::Events(sources.collect()),
             Rows::Refused => {
-                let letter = |event| DeadLetter::of_event(event, Reason::Refused, &self.error);
-                Selected::Letters(events.map(letter).collect())
+                let letter = |source: &Source| DeadLetter {
+                    source: source.clone(),
+                    reason: Reason::Refused,
+                    error: self.error.clone(),
+                };
+                Selected::Letters(sources.map(letter).collect())
             }
             Rows::DeadLetters => {
                 let letters = batch.dead_letters.iter();
-                let letters = letters.filter(|letter| within(letter.place()));
+                let letters = letters.filter(|letter| within(&&letter.source));
                 Selected::Letters(letters.cloned().collect())
             }
         }
@@ -76,9 +80,9 @@ impl Rows {
 
 /// The batch as it is inserted first. Dead letters go before events: their range
 /// must not be committed without them.
-pub fn whole(batch: &Batch) -> Vec<Part> {
-    let letters = batch.dead_letters.iter().map(DeadLetter::place);
-    let events = batch.events.iter().map(Event::place);
+pub fn whole(batch: &Encoded) -> Vec<Part> {
+    let letters = batch.dead_letters.iter().map(|letter| letter.source.place);
+    let events = batch.sources.iter().map(|source| source.place);
     let parts = [
         part_of(Rows::DeadLetters, &letters.collect::<Vec<_>>(), 0),
         part_of(Rows::Events, &events.collect::<Vec<_>>(), 0),
@@ -87,7 +91,7 @@ pub fn whole(batch: &Batch) -> Vec<Part> {
 }
 
 /// As [`whole`], for a range of which ClickHouse may hold something already.
-pub fn what_is_missing(batch: &Batch) -> Vec<Part> {
+pub fn what_is_missing(batch: &Encoded) -> Vec<Part> {
     let mut parts = whole(batch);
     for part in &mut parts {
         part.attempt = 1;
@@ -118,7 +122,7 @@ pub fn again(steps: &mut VecDeque<Step>) {
 /// The first step, which ClickHouse refused, becomes its halves, or a dead letter
 /// when it is one row. They are counted before they are sent: something of them may
 /// be stored after all.
-pub fn split(steps: &mut VecDeque<Step>, batch: &Batch, error: String) {
+pub fn split(steps: &mut VecDeque<Step>, batch: &Encoded, error: String) {
     let Some(refused) = steps.pop_front() else {
         return;
     };
@@ -140,7 +144,7 @@ pub fn split(steps: &mut VecDeque<Step>, batch: &Batch, error: String) {
 /// Refused rows wait until the end, so that neighbours go as one insert.
 fn add_refused(
     steps: &mut VecDeque<Step>,
-    batch: &Batch,
+    batch: &Encoded,
     place: Place,
     letter: Option<Part>,
     error: String,
@@ -148,7 +152,7 @@ fn add_refused(
     let Some(letter) = letter else {
         return;
     };
-    let mut before = batch.events.iter().map(Event::place).rev();
+    let mut before = batch.sources.iter().map(|source| source.place).rev();
     let neighbour = before.find(|other| *other < place);
     if let Some(last) = steps.back_mut()
         && last.part.rows == Rows::Refused
@@ -169,7 +173,7 @@ fn add_refused(
 
 /// The rows of a part.
 pub enum Selected<'a> {
-    Events(Vec<&'a Event>),
+    Events(Vec<&'a Source>),
     Letters(Vec<DeadLetter>),
 }
 
@@ -180,38 +184,37 @@ impl Selected<'_> {
 
     pub fn len(&self) -> usize {
         match self {
-            Self::Events(events) => events.len(),
+            Self::Events(sources) => sources.len(),
             Self::Letters(letters) => letters.len(),
         }
     }
 
     pub fn places(&self) -> Vec<Place> {
         match self {
-            Self::Events(events) => events.iter().map(|event| event.place()).collect(),
-            Self::Letters(letters) => letters.iter().map(DeadLetter::place).collect(),
+            Self::Events(sources) => sources.iter().map(|source| source.place).collect(),
+            Self::Letters(letters) => letters.iter().map(|letter| letter.source.place).collect(),
         }
     }
 
     /// Leaves the rows that are not in `held`, but for those from before `oldest`:
     /// ClickHouse may have dropped these because of their age.
-    pub fn keep_missing(&mut self, held: &HashSet<Origin>, oldest: i64) {
-        let missing = |place: Place, received_at: Millis, age_from: Millis| {
-            age_from.0 > oldest && !held.contains(&Origin::new(place, received_at))
-        };
+    pub fn keep_missing(&mut self, held: &HashSet<Origin>, oldest: Millis, encoder: &Encoder) {
+        let missing = |source: &Source| !held.contains(&Origin::of(source));
         match self {
-            Self::Events(events) => {
-                events.retain(|event| missing(event.place(), event.received_at, event.server_ts));
-            }
+            Self::Events(sources) => sources.retain(|source| {
+                missing(source) && encoder.server_ts(source).is_some_and(|ts| ts > oldest)
+            }),
             Self::Letters(letters) => letters
-                .retain(|letter| missing(letter.place(), letter.received_at, letter.received_at)),
+                .retain(|letter| missing(&letter.source) && letter.source.received_at > oldest),
         }
     }
 
-    /// The block that inserts them; `bytes` as for [`event::block`].
-    pub fn block(&self, stream: &str, bytes: usize) -> Block {
+    /// The block that inserts them.
+    pub fn block(&self, batch: &Encoded, encoder: &Encoder) -> Block {
         match self {
-            Self::Events(events) => event::block(stream, events, bytes),
-            Self::Letters(letters) => dead_letter::block(stream, letters),
+            Self::Events(sources) if sources.len() == batch.sources.len() => batch.block.clone(),
+            Self::Events(sources) => encoder.block(sources),
+            Self::Letters(letters) => encoder.block_of_letters(letters),
         }
     }
 }

@@ -57,6 +57,7 @@ pub struct Attempt {
     pub statement: String,
     pub token: String,
     pub query_id: String,
+    pub compressed: bool,
     /// Hash of the bytes.
     pub body: u64,
     /// The status of ClickHouse's own answer, if it was asked and has answered.
@@ -320,6 +321,7 @@ impl Request {
             statement: parameter("query")?,
             token: parameter("insert_deduplication_token")?,
             query_id: parameter("query_id").unwrap_or_default(),
+            compressed: parameter("decompress").is_some(),
             body: hasher.finish(),
             answer: None,
         })

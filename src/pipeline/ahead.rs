@@ -1,0 +1,66 @@
+//! Decoding on tasks of their own, while the batch is still being read.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::batch::Batch;
+use super::encode::{Encoded, Encoder, Run};
+use super::message::Message;
+
+/// Messages that are decoded at a time: as many as the processor's cache holds, so
+/// that they are still there from when they arrived.
+pub const CHUNK: usize = 1_000;
+
+/// A batch that is being encoded, while the next one is read.
+pub type Encoding = AbortOnDropHandle<Result<Encoded, JoinError>>;
+
+/// The open batch, as far as it is decoded.
+pub struct Ahead {
+    encoder: Arc<Encoder>,
+    /// One for each task that may decode at a time.
+    workers: Arc<Semaphore>,
+    runs: Vec<AbortOnDropHandle<Run>>,
+}
+
+impl Ahead {
+    pub fn new(encoder: Arc<Encoder>, workers: NonZeroUsize) -> Self {
+        Self {
+            encoder,
+            workers: Arc::new(Semaphore::new(workers.get())),
+            runs: Vec::new(),
+        }
+    }
+
+    /// The stream's identity, as it stands in rows.
+    pub fn stream(&self) -> &str {
+        self.encoder.stream()
+    }
+
+    /// Decodes the next messages of the open batch.
+    pub fn decode(&mut self, messages: Vec<Message>) {
+        let (encoder, workers) = (Arc::clone(&self.encoder), Arc::clone(&self.workers));
+        let run = tokio::spawn(async move {
+            // It is never closed.
+            let _worker = workers.acquire().await;
+            encoder.decode(messages)
+        });
+        self.runs.push(AbortOnDropHandle::new(run));
+    }
+
+    /// Encodes the open batch, which has come to its end.
+    pub fn encode(&mut self, batch: Batch) -> Encoding {
+        let encoder = Arc::clone(&self.encoder);
+        let runs = std::mem::take(&mut self.runs);
+        Encoding::new(tokio::spawn(async move {
+            let mut ahead = Vec::with_capacity(runs.len());
+            for run in runs {
+                ahead.push(run.await?);
+            }
+            tokio::task::spawn_blocking(move || encoder.encode(ahead, batch)).await
+        }))
+    }
+}

@@ -1,0 +1,162 @@
+//! From a batch of messages to the block that inserts it. Pure.
+//!
+//! Messages are decoded straight into columns. What stays beside the block is each
+//! event's own bytes, a fraction of the decoded event: it is decoded once more where
+//! its row has to be sent by itself.
+
+use std::collections::BTreeSet;
+
+use async_nats::Subject;
+use time::Date;
+use tracing::debug;
+
+use super::batch::Batch;
+use super::checkpoint::Range;
+use super::decode::{Decoder, Fate};
+use super::message::Message;
+use crate::clickhouse::native::{Block, Millis};
+use crate::dead_letter::{self, DeadLetter};
+use crate::event::{Columns, Event, Source};
+
+/// A batch as ClickHouse takes it.
+#[derive(Debug)]
+pub struct Encoded {
+    pub range: Range,
+    /// What the rows of the block are made from, in their order.
+    pub sources: Vec<Source>,
+    /// Rows of `analytics_events`.
+    pub block: Block,
+    pub dead_letters: Vec<DeadLetter>,
+    /// The days of the events.
+    pub days: BTreeSet<Date>,
+    /// Bytes of the messages.
+    pub bytes: usize,
+    /// Where the last acknowledgement goes; `None` when there is no message to
+    /// acknowledge.
+    pub ack: Option<Subject>,
+}
+
+/// Encodes the batches of one stream.
+pub struct Encoder {
+    decoder: Decoder,
+    /// The stream's identity, as it stands in rows.
+    stream: String,
+}
+
+impl Encoder {
+    pub fn new(stream: String, decoder: Decoder) -> Self {
+        Self { decoder, stream }
+    }
+
+    pub fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    /// Decodes messages, all of a batch or some.
+    pub fn decode(&self, messages: Vec<Message>) -> Run {
+        let mut run = Run {
+            sources: Vec::with_capacity(messages.len()),
+            ..Run::default()
+        };
+        for message in messages {
+            for fate in self.decoder.fates(&message) {
+                log(&message, &fate);
+                run.add(fate);
+            }
+        }
+        run
+    }
+
+    /// A batch of which the first messages are decoded: `ahead`, in their order.
+    /// However it was divided, the same batch gives the same bytes.
+    pub fn encode(&self, ahead: Vec<Run>, batch: Batch) -> Encoded {
+        let mut runs = ahead;
+        runs.push(self.decode(batch.messages));
+        let mut encoded = Encoded {
+            range: batch.range,
+            sources: Vec::with_capacity(runs.iter().map(|run| run.sources.len()).sum()),
+            block: Block::default(),
+            dead_letters: Vec::new(),
+            days: BTreeSet::new(),
+            bytes: batch.bytes,
+            ack: batch.ack,
+        };
+        let mut columns = Vec::with_capacity(runs.len());
+        for run in runs {
+            columns.push(run.columns);
+            encoded.sources.extend(run.sources);
+            encoded.dead_letters.extend(run.dead_letters);
+            encoded.days.extend(run.days);
+        }
+        encoded.block = Columns::block(&self.stream, columns);
+        encoded
+    }
+
+    /// The block of some events of a batch.
+    pub fn block(&self, sources: &[&Source]) -> Block {
+        let mut columns = Columns::default();
+        for event in sources.iter().filter_map(|source| self.event(source)) {
+            columns.push(&event);
+        }
+        Columns::block(&self.stream, vec![columns])
+    }
+
+    /// The block of dead letters.
+    pub fn block_of_letters(&self, letters: &[DeadLetter]) -> Block {
+        dead_letter::block(&self.stream, letters)
+    }
+
+    /// When an event of a batch happened.
+    pub fn server_ts(&self, source: &Source) -> Option<Millis> {
+        self.event(source).map(|event| event.server_ts)
+    }
+
+    /// An event of a batch, as it was decoded before.
+    fn event(&self, source: &Source) -> Option<Event> {
+        self.decoder.event(source.clone()).ok()
+    }
+}
+
+/// What a run of messages becomes.
+#[derive(Default)]
+pub struct Run {
+    columns: Columns,
+    sources: Vec<Source>,
+    dead_letters: Vec<DeadLetter>,
+    days: BTreeSet<Date>,
+}
+
+impl Run {
+    fn add(&mut self, fate: Fate) {
+        match fate {
+            Ok(event) => {
+                self.columns.push(&event);
+                self.days.insert(event.server_ts.date());
+                self.sources.push(event.source);
+            }
+            Err(letter) => self.dead_letters.push(*letter),
+        }
+    }
+}
+
+/// One line an event. Never the payload: it holds what users wrote.
+fn log(message: &Message, fate: &Fate) {
+    let (subject, sequence, size) = (
+        message.subject.as_str(),
+        message.sequence,
+        message.payload.len(),
+    );
+    match fate {
+        Ok(event) => debug!(subject, sequence, size, event_type = %event.event_type, "event"),
+        Err(letter) => debug!(
+            subject,
+            sequence,
+            size,
+            reason = letter.reason.as_str(),
+            "dead letter"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;
