@@ -5,6 +5,7 @@
 //! cargo bench --bench encode
 //! ```
 
+use std::error::Error;
 use std::time::{Duration, UNIX_EPOCH};
 
 use analytics_server::clickhouse::native::{self, Block, Column, LowCardinality, Plain};
@@ -135,12 +136,12 @@ mod a_block_of_six_columns {
     #[divan::bench]
     fn of_the_crate(bencher: Bencher<'_, '_>) {
         let events = events();
-        bencher.counter(ItemsCount::new(MESSAGES)).bench(|| {
+        let build = || -> Result<_, Box<dyn Error + Send + Sync>> {
             let mut block = clickhouse::native::builder::BlockBuilder::new();
             macro_rules! column {
                 ($name:literal, $type:ty, $value:expr) => {
-                    let mut column = block.upsert_column::<$type>($name).unwrap();
-                    column.add_all(events.iter().map($value)).unwrap();
+                    let mut column = block.upsert_column::<$type>($name)?;
+                    column.add_all(events.iter().map($value))?;
                 };
             }
             column!("stream_seq", u64, |e| e.source.place.0);
@@ -149,8 +150,9 @@ mod a_block_of_six_columns {
             column!("session_id", &str, |e| &*e.context.session_id);
             column!("user_agent", &str, |e| &*e.context.user_agent);
             column!("event_type", &str, |e| &*e.event_type);
-            block.build().unwrap()
-        });
+            Ok(block.build()?)
+        };
+        bencher.counter(ItemsCount::new(MESSAGES)).bench(build);
     }
 }
 
