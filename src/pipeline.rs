@@ -163,6 +163,16 @@ impl Pipeline {
         outcome
     }
 
+    /// As [`run`](Self::run), but ends by itself when everything up to the sequence
+    /// `last` is committed, without waiting for a batch to reach its age.
+    pub async fn run_until(&mut self, last: u64) -> Result<(), PipelineError> {
+        let lead = self.take_over(false).await?;
+        let checkpoint = Arc::clone(&lead.checkpoint);
+        self.carry_until(lead, last).await?;
+        checkpoint.hand_over().await?;
+        Ok(())
+    }
+
     /// Takes the checkpoint, also from an instance that works, and stores what is in
     /// flight. No other instance inserts until the checkpoint is handed over, or
     /// nobody [keeps](Checkpoint::keep) it any more.

@@ -3,17 +3,13 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail};
-use async_nats::header::{HeaderMap, NATS_MESSAGE_ID};
-use async_nats::jetstream::{self, context::PublishAckFuture};
+use anyhow::{Result, bail};
+use async_nats::jetstream;
 use clickhouse::Row;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesOrdered;
-use indicatif::{ProgressBar, ProgressStyle};
-use prost::Message;
 use serde::Deserialize;
 use uuid::Uuid;
 
+use super::publish::{self, Outgoing, progress_bar};
 use crate::clickhouse::ClickHouse;
 use crate::config::Config;
 use crate::nats::{self, StreamId};
@@ -42,9 +38,6 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 }
-
-/// Publishes under way at a time; JetStream answers each.
-const WINDOW: usize = 1024;
 
 /// Ids that are printed: enough to look at, not a screen full.
 const SHOWN: usize = 10;
@@ -141,99 +134,25 @@ async fn publish(args: &Args, jetstream: &jetstream::Context, prefix: &str) -> R
         first: u64::MAX,
         last: 0,
     };
-    let mut window = FuturesOrdered::new();
-    for number in 0..args.count {
+    let mut numbers = 0..args.count;
+    let next = async || {
+        let number = numbers.next()?;
         if let Some(rate) = args.rate {
             let due = started + Duration::from_secs_f64(number as f64 / rate as f64);
             tokio::time::sleep_until(due.into()).await;
         }
         let sample = population.event(SystemTime::now(), args.r#type);
-        let message = Outgoing {
-            id: Uuid::new_v4(),
-            subject: format!("{prefix}{}", sample.subject),
-            payload: sample.event.encode_to_vec(),
-        };
-        sent.ids.insert(message.id);
-        let ack = message.publish(jetstream).await;
-        window.push_back(confirm(jetstream, message, ack));
-        if window.len() >= WINDOW
-            && let Some(sequence) = window.next().await
-        {
-            sent.confirmed(sequence?);
-            progress.inc(1);
-        }
-    }
-    while let Some(sequence) = window.next().await {
-        sent.confirmed(sequence?);
+        Some(Outgoing::new(prefix, &sample))
+    };
+    publish::publish(jetstream, next, |published| {
+        sent.ids.insert(published.id);
+        sent.first = sent.first.min(published.sequence);
+        sent.last = sent.last.max(published.sequence);
         progress.inc(1);
-    }
+    })
+    .await?;
     progress.finish_and_clear();
     Ok(sent)
-}
-
-impl Sent {
-    fn confirmed(&mut self, sequence: u64) {
-        self.first = self.first.min(sequence);
-        self.last = self.last.max(sequence);
-    }
-}
-
-struct Outgoing {
-    id: Uuid,
-    subject: String,
-    payload: Vec<u8>,
-}
-
-impl Outgoing {
-    async fn publish(
-        &self,
-        jetstream: &jetstream::Context,
-    ) -> Result<PublishAckFuture, jetstream::context::PublishError> {
-        let mut headers = HeaderMap::new();
-        // Also lets JetStream drop the repeat of a publish whose answer was lost.
-        headers.insert(NATS_MESSAGE_ID, self.id.to_string());
-        jetstream
-            .publish_with_headers(self.subject.clone(), headers, self.payload.clone().into())
-            .await
-    }
-}
-
-/// Waits for JetStream's answer, publishing again where there is none; returns
-/// the event's stream sequence.
-async fn confirm(
-    jetstream: &jetstream::Context,
-    message: Outgoing,
-    mut ack: Result<PublishAckFuture, jetstream::context::PublishError>,
-) -> Result<u64> {
-    const TRIES: usize = 5;
-    let mut retry = Retry::new();
-    for _ in 1..TRIES {
-        let answer = match ack {
-            Ok(ack) => ack.await,
-            Err(error) => Err(error),
-        };
-        match answer {
-            Ok(ack) => return Ok(ack.sequence),
-            Err(error) if retry.is_news(&error) => {
-                tracing::warn!(%error, "publishing failed, retrying")
-            }
-            Err(_) => {}
-        }
-        retry.pause().await;
-        ack = message.publish(jetstream).await;
-    }
-    let answer = ack?
-        .await
-        .with_context(|| format!("cannot publish to `{}`", message.subject))?;
-    Ok(answer.sequence)
-}
-
-fn progress_bar(count: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template(
-        "{bar:40} {human_pos}/{human_len} events, {per_sec}, {eta} left",
-    );
-    // Draws on stderr, and only where that is a terminal.
-    ProgressBar::new(count).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// Returns once each of the events stands in ClickHouse.

@@ -1,16 +1,15 @@
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
-use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
-use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::engine::Engine;
+use super::stop;
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::guarantees::{self, Finding};
 use crate::clickhouse::migrations::MigrationError;
@@ -21,14 +20,11 @@ use crate::pipeline::{Pipeline, Progress};
 use crate::retry::{self, Retry};
 use crate::versions::{self, Verdict};
 
-/// How long the embedded ClickHouse may take to close, after what is held was
-/// stored: service managers send SIGKILL after 30 s or more.
-const ENGINE_GRACE: Duration = Duration::from_secs(5);
-
 pub async fn run(config: Config) -> Result<ExitCode> {
     let config = Arc::new(config);
     let shutdown = CancellationToken::new();
-    stop_on_signals(shutdown.clone())?;
+    // By a second signal nothing is lost, only done again.
+    stop::on_signals(shutdown.clone(), "storing what is held")?;
 
     let address = ("127.0.0.1", config.server.port);
     let listener = TcpListener::bind(address).await.with_context(|| {
@@ -188,120 +184,4 @@ pub fn owner() -> String {
         host
     };
     format!("{host}-{}-{}", std::process::id(), Uuid::new_v4().simple())
-}
-
-/// The first SIGTERM or SIGINT asks for an orderly stop, the second ends the
-/// process where it is: nothing is lost by that, only done again.
-fn stop_on_signals(shutdown: CancellationToken) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::spawn(async move {
-        let mut next = async || {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        };
-        next().await;
-        info!("stopping: storing what is held");
-        shutdown.cancel();
-        next().await;
-        warn!("stopped at once");
-        std::process::exit(1);
-    });
-    Ok(())
-}
-
-/// The embedded ClickHouse, as a child process: it may take the memory of large
-/// queries, and a fault in it does not take the daemon along.
-struct Engine {
-    stop: CancellationToken,
-    supervisor: tokio::task::JoinHandle<()>,
-}
-
-impl Engine {
-    /// Starts it and waits until it answers.
-    ///
-    /// # Errors
-    /// When its port is taken or it ends before it answers; it has said why.
-    async fn start(config: &Config, port: u16, clickhouse: &ClickHouse) -> Result<Self> {
-        // Another ClickHouse on this port would answer in place of the child.
-        drop(
-            TcpListener::bind(("127.0.0.1", port))
-                .await
-                .with_context(|| {
-                    format!("port {port} is taken: set db_url to `embedded:PORT` with another one")
-                })?,
-        );
-        let mut command = Command::new(std::env::current_exe()?);
-        command
-            .arg("clickhouse")
-            .arg("--path")
-            .arg(config.server.base_dir.join("clickhouse"))
-            .args(["--port", &port.to_string()])
-            // The child ends when this pipe closes, even if the daemon is killed.
-            .arg("--exit-with-parent")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            // Its own group: Ctrl-C in a terminal must reach the daemon first, which
-            // still has events to store.
-            .process_group(0)
-            .env("ANALYTICS_DB_USER", &config.server.db_user);
-        if let Some(password) = &config.server.db_password {
-            command.env("ANALYTICS_DB_PASSWORD", password.expose_secret());
-        }
-        let mut child = command
-            .spawn()
-            .context("cannot start the embedded ClickHouse")?;
-        // Held open here, since waiting for a child closes its standard input.
-        let stdin = child.stdin.take();
-        let up = async {
-            while clickhouse.version().await.is_err() {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        tokio::select! {
-            () = up => {}
-            status = child.wait() => bail!("the embedded ClickHouse did not start, {}", status?),
-        }
-        child.stdin = stdin;
-        let stop = CancellationToken::new();
-        let supervisor = tokio::spawn(supervise(command, child, stop.clone()));
-        Ok(Self { stop, supervisor })
-    }
-
-    async fn stop(self) {
-        self.stop.cancel();
-        let _ = self.supervisor.await;
-    }
-}
-
-/// Starts the child again whenever it ends, until `stop`.
-async fn supervise(mut command: Command, mut child: Child, stop: CancellationToken) {
-    let mut retry = Retry::new();
-    loop {
-        let stdin = child.stdin.take();
-        tokio::select! {
-            status = child.wait() => {
-                let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-                error!(status, "the embedded ClickHouse has ended, starting it again");
-            }
-            () = stop.cancelled() => {
-                drop(stdin);
-                if tokio::time::timeout(ENGINE_GRACE, child.wait()).await.is_err() {
-                    // It is made to survive this.
-                    let _ = child.kill().await;
-                }
-                return;
-            }
-        }
-        if stop.run_until_cancelled(retry.pause()).await.is_none() {
-            return;
-        }
-        match command.spawn() {
-            Ok(started) => child = started,
-            // The old one's end is met again, after a pause.
-            Err(error) => error!(%error, "cannot start the embedded ClickHouse"),
-        }
-    }
 }

@@ -14,10 +14,10 @@ pub enum LogFormat {
 /// matters of them is logged here, once.
 const DEFAULT_FILTER: &str = "warn,analytics_server=info";
 
-/// Sends log lines to stderr.
-pub fn init(format: LogFormat) {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
+/// Sends log lines to stderr; `quiet` leaves only what is wrong, without RUST_LOG.
+pub fn init(format: LogFormat, quiet: bool) {
+    let default = if quiet { "warn" } else { DEFAULT_FILTER };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

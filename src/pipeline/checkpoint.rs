@@ -18,7 +18,9 @@ use tracing::{info, warn};
 use crate::nats::StreamId;
 use bucket::{Conflict, read, write};
 
-pub use bucket::{open as open_bucket, peek};
+pub use bucket::{
+    delete_empty as delete_empty_bucket, exists as bucket_exists, forget, open as open_bucket, peek,
+};
 pub use record::{InFlight, Part, Range, Record, Rows};
 
 /// How often a standby looks at the record: a clean stop hands over within it.

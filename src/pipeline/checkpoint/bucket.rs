@@ -2,7 +2,7 @@
 
 use async_nats::jetstream;
 use async_nats::jetstream::kv::{self, CreateErrorKind, Entry, Operation, Store, UpdateErrorKind};
-use async_nats::jetstream::stream::StorageType;
+use async_nats::jetstream::stream::{StorageType, Stream};
 
 use super::{CheckpointError, Record, Written};
 use crate::nats;
@@ -55,12 +55,7 @@ pub async fn peek(
     consumer: &str,
 ) -> Result<Option<Record>, CheckpointError> {
     let unavailable = |error: String| CheckpointError::Unavailable(error);
-    // A bucket is a stream of this name.
-    let bucket = nats::find_stream(jetstream, &format!("KV_{NAME}")).await;
-    if bucket
-        .map_err(|error| unavailable(error.to_string()))?
-        .is_none()
-    {
+    if find(jetstream).await?.is_none() {
         return Ok(None);
     }
     let store = jetstream.get_key_value(NAME).await;
@@ -68,6 +63,46 @@ pub async fn peek(
     remembers(&store)?;
     let found = read(&store, &key(stream, consumer)).await?;
     Ok(found.map(|found| found.record))
+}
+
+/// The bucket as the stream that it is; `None` where it is missing.
+async fn find(jetstream: &jetstream::Context) -> Result<Option<Stream>, CheckpointError> {
+    nats::find_stream(jetstream, &format!("KV_{NAME}"))
+        .await
+        .map_err(|error| CheckpointError::Unavailable(error.to_string()))
+}
+
+pub async fn exists(jetstream: &jetstream::Context) -> Result<bool, CheckpointError> {
+    Ok(find(jetstream).await?.is_some())
+}
+
+/// Takes the record of a stream and a consumer out without a trace, for a stream that
+/// was made to be deleted.
+pub async fn forget(
+    jetstream: &jetstream::Context,
+    stream: &str,
+    consumer: &str,
+) -> Result<(), CheckpointError> {
+    let Some(bucket) = find(jetstream).await? else {
+        return Ok(());
+    };
+    // A key's deletion would leave a marker in the bucket for good.
+    let subject = format!("$KV.{NAME}.{}", key(stream, consumer));
+    let purged = bucket.purge().filter(subject).await;
+    purged.map_err(|error| CheckpointError::Unavailable(error.to_string()))?;
+    Ok(())
+}
+
+/// Deletes the bucket, unless something stands in it.
+pub async fn delete_empty(jetstream: &jetstream::Context) -> Result<(), CheckpointError> {
+    match find(jetstream).await? {
+        Some(bucket) if bucket.cached_info().state.messages == 0 => {
+            let deleted = jetstream.delete_key_value(NAME).await;
+            deleted.map_err(|error| CheckpointError::Unavailable(error.to_string()))?;
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 pub async fn read(store: &Store, key: &str) -> Result<Option<Written>, CheckpointError> {

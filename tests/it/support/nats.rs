@@ -85,6 +85,10 @@ impl Nats {
         jetstream::new(self.client().await)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, name: &str) {
         signal(&self.child, name);
     }

@@ -1,0 +1,193 @@
+//! The blocks of a whole stream, kept on disk: there may be more than fits into memory.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use indicatif::ProgressBar;
+use tokio::time::Instant;
+
+use super::nats_alone::STEP;
+use super::scratch::Scratch;
+use crate::clickhouse::native::Block;
+use crate::config::Config;
+use crate::nats::StreamId;
+use crate::pipeline::batch::{Batch, Batcher, Limits};
+use crate::pipeline::checkpoint::InFlight;
+use crate::pipeline::consume::Delivery;
+use crate::pipeline::decode::Decoder;
+use crate::pipeline::encode::Encoder;
+use crate::pipeline::insert::whole;
+use crate::pipeline::message::Message;
+
+/// What the pipeline sends, in order.
+pub struct Blocks {
+    file: Arc<File>,
+    places: Vec<Place>,
+}
+
+#[derive(Clone)]
+struct Place {
+    token: String,
+    rows: usize,
+    offset: u64,
+    length: usize,
+}
+
+/// Longer than any run: batches are cut by rows and bytes alone.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Turns messages into blocks as the pipeline does at full speed. The one place of
+/// this command that knows what a batch is.
+struct Encoding {
+    stream: StreamId,
+    encoder: Encoder,
+    batcher: Batcher,
+    /// No batch gets too old.
+    now: Instant,
+}
+
+impl Encoding {
+    fn new(config: &Config, stream: StreamId) -> Self {
+        let subjects = &config.integrations.messaging.subjects;
+        let analytics = &config.features.analytics;
+        let limits = Limits {
+            rows: analytics.batch_size.get(),
+            bytes: usize::try_from(analytics.batch_max_bytes.as_u64()).unwrap_or(usize::MAX),
+            interval: DAY,
+        };
+        let identity = stream.to_string();
+        let decoder = Decoder::new(
+            &identity,
+            &subjects.analytics_events,
+            &subjects.analytics_batch,
+        );
+        Self {
+            encoder: Encoder::new(identity, decoder),
+            batcher: Batcher::new(limits, []),
+            stream,
+            now: Instant::now(),
+        }
+    }
+
+    /// The tokens and blocks of the batches that a message completes.
+    fn push(&mut self, message: Message) -> Result<Vec<(String, Block)>> {
+        // Sample events come alone.
+        let batches = self.batcher.push(message, 1, self.now);
+        batches.into_iter().map(|batch| self.block(batch)).collect()
+    }
+
+    /// The last one, which is not full.
+    fn finish(mut self) -> Result<Option<(String, Block)>> {
+        let batch = self.batcher.flush();
+        batch.map(|batch| self.block(batch)).transpose()
+    }
+
+    fn block(&self, batch: Batch) -> Result<(String, Block)> {
+        let encoded = self.encoder.encode(Vec::new(), batch);
+        let [part] = whole(&encoded)[..] else {
+            bail!("sample events became dead letters, which is a fault of this program");
+        };
+        let in_flight = InFlight {
+            range: encoded.range,
+            generation: 0,
+            parts: Vec::new(),
+        };
+        Ok((in_flight.token(&self.stream, &part), encoded.block))
+    }
+}
+
+impl Blocks {
+    /// Reads the stream up to the sequence `last`.
+    pub async fn encode(scratch: &Scratch, last: u64, progress: &ProgressBar) -> Result<Self> {
+        let stream = StreamId::of(&scratch.stream().await?);
+        let mut encoding = Encoding::new(&scratch.config, stream);
+        let mut writer = Writer::create(scratch)?;
+        let mut consumer = scratch.consumer().await?;
+        while consumer.last() < last {
+            let Delivery::Message { message, .. } = consumer.next().await? else {
+                bail!("the stream has lost messages");
+            };
+            let sequence = message.sequence;
+            for (token, block) in encoding.push(message)? {
+                writer.add(token, &block)?;
+            }
+            if sequence.is_multiple_of(STEP) {
+                progress.set_position(sequence);
+            }
+        }
+        if let Some((token, block)) = encoding.finish()? {
+            writer.add(token, &block)?;
+        }
+        writer.finish()
+    }
+
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Reads a block back; returns its token, too.
+    pub async fn read(&self, index: usize) -> Result<(String, Block)> {
+        let place = self.places[index].clone();
+        let file = Arc::clone(&self.file);
+        tokio::task::spawn_blocking(move || {
+            let mut bytes = vec![0; place.length];
+            file.read_exact_at(&mut bytes, place.offset)?;
+            let block = Block {
+                bytes: Bytes::from(bytes),
+                rows: place.rows,
+            };
+            Ok((place.token, block))
+        })
+        .await?
+    }
+}
+
+struct Writer {
+    out: BufWriter<File>,
+    offset: u64,
+    places: Vec<Place>,
+}
+
+impl Writer {
+    fn create(scratch: &Scratch) -> Result<Self> {
+        let path = scratch.folder().join("blocks");
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .with_context(|| format!("cannot make `{}`", path.display()))?;
+        // Its bytes go when it is closed, and with a run that is killed, too.
+        std::fs::remove_file(&path)?;
+        Ok(Self {
+            out: BufWriter::new(file),
+            offset: 0,
+            places: Vec::new(),
+        })
+    }
+
+    fn add(&mut self, token: String, block: &Block) -> Result<()> {
+        let written = self.out.write_all(&block.bytes);
+        written.context("cannot keep the encoded blocks (server.base_dir)")?;
+        self.places.push(Place {
+            token,
+            rows: block.rows,
+            offset: self.offset,
+            length: block.bytes.len(),
+        });
+        self.offset += block.bytes.len() as u64;
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Blocks> {
+        Ok(Blocks {
+            file: Arc::new(self.out.into_inner().map_err(|error| error.into_error())?),
+            places: self.places,
+        })
+    }
+}

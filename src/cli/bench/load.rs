@@ -1,0 +1,74 @@
+//! Publishing the realistic mix: as fast as JetStream takes it, or at a steady rate.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result};
+use async_nats::Client;
+use async_nats::jetstream;
+use indicatif::ProgressBar;
+
+use super::report::Load;
+use crate::cli::publish::{self, Outgoing, Published};
+use crate::config::Config;
+use crate::nats;
+use crate::sample::Population;
+
+pub struct Publisher {
+    jetstream: jetstream::Context,
+    /// What subjects start with.
+    prefix: String,
+    population: Population,
+}
+
+impl Publisher {
+    /// On a connection of its own: answers to publishes would stand in the way of
+    /// messages on the pipeline's.
+    pub async fn connect(config: &Config) -> Result<Self> {
+        let messaging = &config.integrations.messaging;
+        let client: Client = nats::connect(messaging).await?;
+        let prefix = messaging.subjects.analytics_events.strip_suffix('>');
+        Ok(Self {
+            jetstream: jetstream::new(client),
+            prefix: prefix.context("subjects that end with `>`")?.to_owned(),
+            population: Population::new(1),
+        })
+    }
+
+    /// As fast as JetStream takes them.
+    pub async fn at_once(&mut self, events: u64, progress: &ProgressBar) -> Result<Load> {
+        let mut load = Load::default();
+        let mut rest = 0..events;
+        let next = async || {
+            rest.next()?;
+            Some(sample(&mut self.population, &self.prefix))
+        };
+        publish::publish(&self.jetstream, next, |published| {
+            load.events += 1;
+            load.payload_bytes += published.bytes as u64;
+            progress.inc(1);
+        })
+        .await?;
+        Ok(load)
+    }
+
+    /// At `rate` events a second; returns what was published, and how long it took.
+    pub async fn steadily(&mut self, rate: u64, events: u64) -> Result<(Vec<Published>, Duration)> {
+        let mut all = Vec::new();
+        let started = Instant::now();
+        let mut numbers = 0..events;
+        let next = async || {
+            let number = numbers.next()?;
+            let due = started + Duration::from_secs_f64(number as f64 / rate as f64);
+            tokio::time::sleep_until(due.into()).await;
+            Some(sample(&mut self.population, &self.prefix))
+        };
+        publish::publish(&self.jetstream, next, |published| all.push(published)).await?;
+        // The last one's share of the time, too.
+        let until_last = all.last().map_or(started, |last| last.sent) - started;
+        Ok((all, until_last + Duration::from_secs_f64(1.0 / rate as f64)))
+    }
+}
+
+fn sample(population: &mut Population, prefix: &str) -> Outgoing {
+    Outgoing::new(prefix, &population.event(SystemTime::now(), None))
+}

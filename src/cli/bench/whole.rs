@@ -1,0 +1,39 @@
+//! The whole pipeline, as `serve` runs it, from an empty checkpoint.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use anyhow::Result;
+use indicatif::ProgressBar;
+
+use super::scratch::Scratch;
+use crate::cli::serve::owner;
+use crate::clickhouse::ClickHouse;
+use crate::pipeline::{Pipeline, Progress};
+
+/// Carries events until everything up to the sequence `last` is committed.
+pub async fn run(scratch: &Scratch, last: u64, bar: &ProgressBar) -> Result<()> {
+    let progress = Arc::new(Progress::default());
+    let mut pipeline = pipeline(scratch, Arc::clone(&progress));
+    let show = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            bar.set_position(progress.stored.load(Relaxed));
+        }
+    };
+    tokio::select! {
+        outcome = pipeline.run_until(last) => Ok(outcome?),
+        () = show => Ok(()),
+    }
+}
+
+pub fn pipeline(scratch: &Scratch, progress: Arc<Progress>) -> Pipeline {
+    Pipeline::new(
+        Arc::clone(&scratch.config),
+        scratch.nats.clone(),
+        ClickHouse::new(&scratch.config),
+        owner(),
+        progress,
+    )
+}
