@@ -254,7 +254,7 @@ impl Pipeline {
             claim.stream = StreamId::of(&stream);
             let is_lost = matches!(turn, Turn::Vacant)
                 && self.last.is_none()
-                && recover::is_known(&self.clickhouse, &claim.stream).await;
+                && recover::is_known(&self.clickhouse, &claim.stream, &self.progress).await;
             if is_lost && !patient {
                 warn!(
                     "there is no checkpoint, though ClickHouse holds rows of this stream: waiting whether an instance still works"
@@ -283,7 +283,13 @@ impl Pipeline {
             stream,
             checkpoint,
         } = lead;
-        let reconciling = recover::reconcile(&checkpoint, &jetstream, &stream, &self.clickhouse);
+        let reconciling = recover::reconcile(
+            &checkpoint,
+            &jetstream,
+            &stream,
+            &self.clickhouse,
+            &self.progress,
+        );
         let Some(check_until) = until.unless_over(reconciling).await else {
             return Ok(());
         };

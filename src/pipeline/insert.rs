@@ -211,7 +211,7 @@ impl Inserter {
         };
         let mut held: HashSet<Origin> = HashSet::new();
         for table in tables {
-            let origins = ask("asking ClickHouse what it holds", || {
+            let origins = ask(&self.progress, "asking ClickHouse what it holds", || {
                 stored::origins(&self.clickhouse, table, stream, first, last)
             });
             held.extend(origins.await);

@@ -162,7 +162,7 @@ impl Reader {
         let Some((first, last)) = self.progress.new_among_expired(first, last) else {
             return;
         };
-        let stored = ask("asking ClickHouse what it holds", || {
+        let stored = ask(&self.progress, "asking ClickHouse what it holds", || {
             stored::sequences(&self.clickhouse, self.ahead.stream(), first, last)
         })
         .await;

@@ -15,6 +15,7 @@ use futures_util::TryFutureExt;
 use tracing::{error, info, warn};
 
 use super::checkpoint::{Checkpoint, CheckpointError, Record};
+use super::progress::Progress;
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::client::describe;
 use crate::clickhouse::stored;
@@ -33,8 +34,8 @@ pub enum RecoverError {
 }
 
 /// Whether ClickHouse holds anything of this stream.
-pub async fn is_known(clickhouse: &ClickHouse, stream: &StreamId) -> bool {
-    last_after(clickhouse, stream, 0).await.is_some()
+pub async fn is_known(clickhouse: &ClickHouse, stream: &StreamId, progress: &Progress) -> bool {
+    last_after(clickhouse, stream, 0, progress).await.is_some()
 }
 
 /// Brings the record, which is this instance's, in line with the stream and with
@@ -45,6 +46,7 @@ pub async fn reconcile(
     jetstream: &jetstream::Context,
     stream: &Stream,
     clickhouse: &ClickHouse,
+    progress: &Progress,
 ) -> Result<u64, RecoverError> {
     let record = checkpoint.record().await;
     let last_sequence = stream.cached_info().state.last_sequence;
@@ -59,7 +61,7 @@ pub async fn reconcile(
              ClickHouse keeps what it has of the lost ones"
         );
     }
-    let stored = last_after(clickhouse, checkpoint.stream(), end).await;
+    let stored = last_after(clickhouse, checkpoint.stream(), end, progress).await;
     if let Some(stored) = stored {
         warn!(
             checkpoint = end,
@@ -76,10 +78,10 @@ pub async fn reconcile(
     }
     let check_until = stored.or(cut_off.map(|_| end)).unwrap_or(0);
     if check_until > 0 {
-        quiet(clickhouse, checkpoint.stream()).await;
+        quiet(clickhouse, checkpoint.stream(), progress).await;
     }
 
-    let process = process(clickhouse).await;
+    let process = process(clickhouse, progress).await;
     checkpoint
         .change(|record| {
             if let Some(last) = cut_off {
@@ -139,10 +141,10 @@ async fn lost_tail(
 }
 
 /// Waits until no insert of the stream runs: one whose sender is gone may still come to its end.
-async fn quiet(clickhouse: &ClickHouse, stream: &StreamId) {
+async fn quiet(clickhouse: &ClickHouse, stream: &StreamId, progress: &Progress) {
     let stream = stream.to_string();
     let mut said = false;
-    while ask("asking ClickHouse for running inserts", || {
+    while ask(progress, "asking ClickHouse for running inserts", || {
         stored::inserts_run(clickhouse, &stream)
     })
     .await
@@ -156,28 +158,41 @@ async fn quiet(clickhouse: &ClickHouse, stream: &StreamId) {
 }
 
 /// The last sequence after `sequence` that ClickHouse holds of the stream.
-async fn last_after(clickhouse: &ClickHouse, stream: &StreamId, sequence: u64) -> Option<u64> {
+async fn last_after(
+    clickhouse: &ClickHouse,
+    stream: &StreamId,
+    sequence: u64,
+    progress: &Progress,
+) -> Option<u64> {
     let stream = stream.to_string();
-    ask("asking ClickHouse what it holds", || {
+    ask(progress, "asking ClickHouse what it holds", || {
         stored::last_after(clickhouse, &stream, sequence)
     })
     .await
 }
 
 /// Which ClickHouse process answers.
-pub async fn process(clickhouse: &ClickHouse) -> String {
-    ask("asking ClickHouse since when it is up", || {
+pub async fn process(clickhouse: &ClickHouse, progress: &Progress) -> String {
+    ask(progress, "asking ClickHouse since when it is up", || {
         clickhouse.process()
     })
     .await
 }
 
-/// Asks until there is an answer: without it, nothing may be inserted.
+/// Asks until there is an answer: without it, nothing may be inserted. Health says why
+/// there is none.
 pub async fn ask<T, Answer: Future<Output = Result<T, Error>>>(
+    progress: &Progress,
     what: &'static str,
     mut question: impl FnMut() -> Answer,
 ) -> T {
-    retry::until_ok(what, || question().map_err(|error| describe(&error))).await
+    let hold_up = progress.hold_up();
+    let say = |error| {
+        let error = describe(&error);
+        hold_up.say(format!("{what} fails: {error}"));
+        error
+    };
+    retry::until_ok(what, || question().map_err(say)).await
 }
 
 pub fn now_seconds() -> u32 {

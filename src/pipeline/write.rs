@@ -19,7 +19,6 @@ use super::encode::Encoded;
 use super::insert::{Inserter, Stored, what_is_missing};
 use super::recover::{ask, process};
 use super::{PipelineError, fault};
-use crate::clickhouse::client::describe;
 use crate::clickhouse::{ClickHouse, views};
 
 /// The acknowledgement; a lost one costs nothing.
@@ -119,11 +118,12 @@ impl Writer {
         let Inserter {
             clickhouse,
             checkpoint,
+            progress,
             ..
         } = &*self.inserter;
         stored.found
             || (stored.repeated
-                && checkpoint.record().await.clickhouse != process(clickhouse).await)
+                && checkpoint.record().await.clickhouse != process(clickhouse, progress).await)
     }
 
     /// Recounts the views' days of `suspects` while nothing is in flight, and builds
@@ -136,7 +136,6 @@ impl Writer {
             ..
         } = &*self.inserter;
         let started = Instant::now();
-        let hold_up = progress.hold_up();
         let clickhouse = clickhouse.patient();
         let clickhouse = &clickhouse;
         let days: BTreeSet<Date> = suspects
@@ -144,17 +143,13 @@ impl Writer {
             .flat_map(|stored| stored.batch.days.iter().copied())
             .collect();
         loop {
-            let before = process(clickhouse).await;
-            let rebuilt = ask("recounting the views", || async {
-                let rebuilt = rebuild_what_differs(clickhouse, &days).await;
-                if let Err(error) = &rebuilt {
-                    hold_up.say(format!("recounting the views fails: {}", describe(error)));
-                }
-                rebuilt
+            let before = process(clickhouse, progress).await;
+            let rebuilt = ask(progress, "recounting the views", || {
+                rebuild_what_differs(clickhouse, &days)
             })
             .await;
             // What was swapped in while ClickHouse died may be half done.
-            if before == process(clickhouse).await {
+            if before == process(clickhouse, progress).await {
                 info!(
                     days = days.len(),
                     rebuilt,
