@@ -46,8 +46,6 @@ pub async fn run(args: &Args, engine: &Engine, blocks: &[Block]) -> anyhow::Resu
     let rows: usize = blocks.iter().map(|block| block.rows).sum();
 
     let zeros = one_column(args, &clickhouse, "toUInt8(0)", "z", blocks).await?;
-    let control = form("columns/control", "z UInt8");
-    let control = in_turns(args, engine, &[control], &zeros).await?.remove(0);
 
     let columns: Vec<Column> = clickhouse
         .rows(
@@ -71,45 +69,43 @@ pub async fn run(args: &Args, engine: &Engine, blocks: &[Block]) -> anyhow::Resu
             continue;
         }
         let kinds = kinds(&column);
-        let mut costs = Vec::new();
-        // Those that are sent in one way share their blocks.
-        for sent in ["plain", "LowCardinality"] {
-            let kinds = kinds.iter().filter(|kind| kind.is_sent(sent));
-            let kinds: Vec<&Kind> = kinds.collect();
-            let Some(first) = kinds.first() else { continue };
-            let sent_as = first.sent.replace('\'', "\\'");
-            let expression = format!("CAST({}, '{sent_as}')", column.name);
-            let blocks = one_column(args, &clickhouse, &expression, &column.name, blocks).await?;
-            let forms: Vec<Form> = kinds
-                .iter()
-                .map(|kind| {
-                    let codec = match kind.codec.as_str() {
-                        "" => String::new(),
-                        codec => format!(" CODEC({codec})"),
-                    };
-                    let definition = format!("{} {}{codec}", column.name, kind.r#type);
-                    form(&format!("{name}/{}", kind.name()), &definition)
-                })
-                .collect();
-            let these = in_turns(args, engine, &forms, &blocks).await?;
-            costs.extend(kinds.into_iter().cloned().zip(these));
+        // An insert of zeros takes part in the turns.
+        let mut forms = vec![(form(&format!("{name}/zeros"), "z UInt8"), zeros.clone())];
+        let mut sent: Vec<(String, Vec<Block>)> = Vec::new();
+        for kind in &kinds {
+            if !sent.iter().any(|(r#type, _)| *r#type == kind.sent) {
+                let sent_as = kind.sent.replace('\'', "\\'");
+                let expression = format!("CAST({}, '{sent_as}')", column.name);
+                let made = one_column(args, &clickhouse, &expression, &column.name, blocks);
+                sent.push((kind.sent.clone(), made.await?));
+            }
+            let codec = match kind.codec.as_str() {
+                "" => String::new(),
+                codec => format!(" CODEC({codec})"),
+            };
+            let definition = format!("{} {}{codec}", column.name, kind.r#type);
+            let made = sent.iter().find(|(r#type, _)| *r#type == kind.sent);
+            let made = made.map(|(_, blocks)| blocks.clone()).unwrap_or_default();
+            forms.push((form(&format!("{name}/{}", kind.name()), &definition), made));
         }
-        for (kind, cost) in costs {
+        let mut costs = in_turns(args, engine, &forms).await?;
+        let zeros = costs.remove(0);
+        for (kind, cost) in kinds.iter().zip(costs) {
             measured.push(ColumnRow {
                 column: column.name.clone(),
                 form: kind.name(),
-                is_present: kind == kinds[0],
+                is_present: *kind == kinds[0],
                 cost: Cost {
-                    insert: cost.insert - control.insert,
-                    merge: cost.merge - control.merge,
-                    bytes: cost.bytes - control.bytes,
+                    insert: cost.insert - zeros.insert,
+                    merge: cost.merge - zeros.merge,
+                    bytes: cost.bytes - zeros.bytes,
                     ..cost
                 },
                 bytes_in_table: column.bytes as f64 / rows as f64,
             });
         }
     }
-    report::columns(&control, &measured);
+    report::columns(&measured);
     drop_database(&clickhouse).await
 }
 

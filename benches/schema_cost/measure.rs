@@ -45,23 +45,22 @@ pub struct Cost {
     pub bytes: f64,
     /// Parts that one insert makes, in all tables.
     pub parts: f64,
-    /// CPU-seconds of asking [`QUESTIONS`] ten times, before the merge and after.
+    /// CPU-seconds of asking [`QUESTIONS`] five times, before the merge and after.
     pub fresh_questions: f64,
     pub questions: f64,
     /// A number for all answers of the views that analysts query.
     pub answers: u64,
 }
 
-/// Measures the forms in turns; the median of the rounds for each.
+/// Measures forms in turns, each with blocks of its own; the median of the rounds for each.
 pub async fn in_turns(
     args: &Args,
     engine: &Engine,
-    forms: &[Form],
-    blocks: &[Block],
+    forms: &[(Form, Vec<Block>)],
 ) -> anyhow::Result<Vec<Cost>> {
     let mut costs = vec![Vec::new(); forms.len()];
     for round in 0..args.rounds {
-        for (form, costs) in forms.iter().zip(&mut costs) {
+        for ((form, blocks), costs) in forms.iter().zip(&mut costs) {
             costs.push(measure(engine, form, blocks, round).await?);
         }
     }
@@ -83,6 +82,9 @@ pub async fn against_the_first(
     let mut firsts = Vec::new();
     let mut ratios = vec![Vec::new(); others.len()];
     for round in 0..args.rounds {
+        if others.is_empty() {
+            firsts.push(measure(engine, first, blocks, round).await?);
+        }
         for (form, ratios) in others.iter().zip(&mut ratios) {
             let before = measure(engine, first, blocks, round).await?;
             let cost = measure(engine, form, blocks, round).await?;
@@ -95,9 +97,6 @@ pub async fn against_the_first(
             });
             firsts.push(before);
         }
-    }
-    if firsts.is_empty() {
-        return in_turns(args, engine, forms, blocks).await;
     }
     let first = median(&firsts);
     let others = ratios.iter().map(|ratios| {
@@ -136,9 +135,16 @@ async fn measure(
     blocks: &[Block],
     round: usize,
 ) -> anyhow::Result<Cost> {
-    eprintln!("round {}: {}", round + 1, form.name);
     let cost = one(engine, form, blocks).await;
-    cost.with_context(|| format!("`{}` cannot be measured", form.name))
+    let cost = cost.with_context(|| format!("`{}` cannot be measured", form.name))?;
+    eprintln!(
+        "round {}: {}: insert {:.2}, merge {:.2}",
+        round + 1,
+        form.name,
+        cost.insert,
+        cost.merge
+    );
+    Ok(cost)
 }
 
 async fn one(engine: &Engine, form: &Form, blocks: &[Block]) -> anyhow::Result<Cost> {
@@ -285,7 +291,7 @@ async fn ask(engine: &Engine, clickhouse: &ClickHouse, form: &Form) -> anyhow::R
         return Ok(0.0);
     }
     let start = engine.cpu_seconds()?;
-    for _ in 0..10 {
+    for _ in 0..5 {
         for question in QUESTIONS {
             let sql = format!("{question} SETTINGS use_query_condition_cache = 0 FORMAT Null");
             clickhouse.execute(&sql).await?;

@@ -36,31 +36,32 @@ pub async fn setup(args: &Args, engine: &Engine, blocks: &[Block]) -> anyhow::Re
 
 /// The first form's costs, and how the others' differ.
 pub fn differences(title: &str, forms: &[Form], costs: &[Cost]) {
-    let Some(base) = costs.first() else { return };
-    println!(
-        "| {title} | insert, CPU s a million | merge, CPU s a million | bytes a row | parts an insert |"
-    );
-    println!("|---|---|---|---|---|");
+    let Some(first) = costs.first() else { return };
+    type Value = fn(&Cost) -> f64;
+    let mut columns: Vec<(&str, Value)> = vec![
+        ("insert, CPU s a million", |cost| cost.insert),
+        ("merge, CPU s a million", |cost| cost.merge),
+        ("bytes a row", |cost| cost.bytes),
+        ("parts an insert", |cost| cost.parts),
+    ];
+    if forms.iter().all(|form| form.is_asked) {
+        columns.push(("questions, CPU s", |cost| cost.fresh_questions));
+        columns.push(("questions, merged", |cost| cost.questions));
+    }
+    let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
+    println!("| {title} | {} |", names.join(" | "));
+    println!("|---|{}", "---|".repeat(columns.len()));
     for (form, cost) in forms.iter().zip(costs) {
         let (_, name) = form.name.split_once('/').unwrap_or_default();
-        let change = |value: f64, base: f64| match form.name == forms[0].name || base == 0.0 {
-            true => String::new(),
-            false => format!(" ({:+.0} %)", (value / base - 1.0) * 100.0),
-        };
-        println!(
-            "| {name} | {:.2}{} | {:.2}{} | {:.1}{} | {:.0} | {:.2}{}, {:.2}{} |",
-            cost.insert,
-            change(cost.insert, base.insert),
-            cost.merge,
-            change(cost.merge, base.merge),
-            cost.bytes,
-            change(cost.bytes, base.bytes),
-            cost.parts,
-            cost.fresh_questions,
-            change(cost.fresh_questions, base.fresh_questions),
-            cost.questions,
-            change(cost.questions, base.questions),
-        );
+        print!("| {name} |");
+        for (_, value) in &columns {
+            let change = (value(cost) / value(first) - 1.0) * 100.0;
+            match change.is_finite() && change.abs() >= 0.5 {
+                true => print!(" {:.2} ({change:+.0} %) |", value(cost)),
+                false => print!(" {:.2} |", value(cost)),
+            }
+        }
+        println!();
     }
     println!();
 }
@@ -74,11 +75,7 @@ pub fn answers(forms: &[Form], costs: &[Cost]) {
 }
 
 /// Each column's forms, then the sums by the form that the columns have.
-pub fn columns(control: &Cost, rows: &[ColumnRow]) {
-    println!(
-        "An insert of zeros, taken off: {:.3} s, merge {:.3} s a million, {:.2} bytes a row\n",
-        control.insert, control.merge, control.bytes
-    );
+pub fn columns(rows: &[ColumnRow]) {
     println!(
         "| column | form | insert, CPU s a million | merge, CPU s a million | bytes a row | in the table |"
     );

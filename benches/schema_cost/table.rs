@@ -22,6 +22,7 @@ pub fn base() -> Form {
 fn forms() -> Vec<Form> {
     vec![
         base(),
+        form("before migration 0009", &BEFORE_0009),
         created("codecs: LZ4 for all", without_codecs),
         created("codecs: ZSTD(1) for all", |create| {
             with_setting(
@@ -33,9 +34,14 @@ fn forms() -> Vec<Form> {
             create.replace("LowCardinality(String)", "String")
         }),
         form(
-            "LowCardinality for user_agent",
-            &["MODIFY COLUMN user_agent LowCardinality(String) CODEC(Default)"],
+            "String for user_agent",
+            &["MODIFY COLUMN user_agent String"],
         ),
+        form(
+            "Delta and ZSTD(1) for client_ts",
+            &["MODIFY COLUMN client_ts CODEC(Delta(8), ZSTD(1))"],
+        ),
+        form("LZ4 for ids and addresses", &[LZ4_FOR_IDS]),
         form("no index stream_seq", &["DROP INDEX stream_seq"]),
         form("no index user_id", &["DROP INDEX user_id"]),
         form(
@@ -60,16 +66,15 @@ fn forms() -> Vec<Form> {
             &["MODIFY SETTING ratio_of_defaults_for_sparse_serialization = 1"],
         ),
         form(
-            "always wide",
-            &["MODIFY SETTING min_bytes_for_wide_part = 0"],
+            "wide from 10 MiB, the default",
+            &["RESET SETTING min_bytes_for_wide_part"],
         ),
         form(
-            "wide from 128 MiB",
-            &["MODIFY SETTING min_bytes_for_wide_part = 134217728"],
-        ),
-        form(
-            "wide once merged",
-            &["MODIFY SETTING min_level_for_wide_part = 1"],
+            "wide from 10 MiB, adaptive buffers",
+            &[
+                "RESET SETTING min_bytes_for_wide_part",
+                "MODIFY SETTING min_columns_to_activate_adaptive_write_buffer = 1",
+            ],
         ),
         form(
             "compression blocks of 64 KiB",
@@ -95,13 +100,21 @@ fn forms() -> Vec<Form> {
             "min_insert_block_size_rows = 0, min_insert_block_size_bytes = 0",
         ),
         Form {
-            name: "table/with all materialized".to_owned(),
+            name: "table/all five views".to_owned(),
             schema: Schema::Project(Vec::new()),
             insert_settings: "",
             is_asked: true,
         },
     ]
 }
+
+const BEFORE_0009: [&str; 3] = [
+    "RESET SETTING min_bytes_for_wide_part",
+    "MODIFY COLUMN client_ts CODEC(Delta(8), ZSTD(1))",
+    "MODIFY COLUMN user_agent String",
+];
+
+const LZ4_FOR_IDS: &str = "MODIFY COLUMN client_id CODEC(LZ4), MODIFY COLUMN session_id CODEC(LZ4), MODIFY COLUMN user_id CODEC(LZ4), MODIFY COLUMN ip CODEC(LZ4)";
 
 /// The table after some `ALTER`s.
 fn form(name: &str, alters: &[&str]) -> Form {

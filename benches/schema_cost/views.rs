@@ -54,12 +54,18 @@ fn forms() -> Vec<Form> {
                  min(server_ts) AS session_start, max(server_ts) AS session_end, count() AS total_events
              FROM analytics_events WHERE session_id != '' GROUP BY date, client_id, session_id",
         ]),
+        sessions("session_totals, groupArray", &[
+            "ALTER TABLE session_totals_mv MODIFY QUERY
+             SELECT toDate(server_ts) AS date, client_id, session_id,
+                 arrayDistinct(groupArrayIf(user_id, user_id != '')) AS users,
+                 min(server_ts) AS session_start, max(server_ts) AS session_end, count() AS total_events
+             FROM analytics_events WHERE session_id != '' GROUP BY date, client_id, session_id",
+        ]),
         sessions("session_totals, a row a user", &A_ROW_A_USER),
-        sessions("session_totals, ZSTD(1)", &[
+        sessions("session_totals, LZ4", &[
             "ALTER TABLE session_totals
-                 MODIFY COLUMN client_id CODEC(ZSTD(1)), MODIFY COLUMN session_id CODEC(ZSTD(1)), MODIFY COLUMN users CODEC(ZSTD(1)),
-                 MODIFY COLUMN session_start CODEC(Delta(8), ZSTD(1)), MODIFY COLUMN session_end CODEC(Delta(8), ZSTD(1)),
-                 MODIFY COLUMN total_events CODEC(ZSTD(1))",
+                 MODIFY COLUMN client_id CODEC(LZ4), MODIFY COLUMN session_id CODEC(LZ4), MODIFY COLUMN users CODEC(LZ4),
+                 MODIFY COLUMN session_start CODEC(LZ4), MODIFY COLUMN session_end CODEC(LZ4), MODIFY COLUMN total_events CODEC(LZ4)",
         ]),
         only("daily_active_users", "daily_active_users, ZSTD(1)", &[
             "ALTER TABLE daily_active_users MODIFY COLUMN user_id CODEC(ZSTD(1)), MODIFY COLUMN events_count CODEC(ZSTD(1))",
