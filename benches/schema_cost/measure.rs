@@ -45,14 +45,14 @@ pub struct Cost {
     pub bytes: f64,
     /// Parts that one insert makes, in all tables.
     pub parts: f64,
-    /// CPU-seconds of asking [`QUESTIONS`] five times, before the merge and after.
+    /// CPU-seconds of asking [`QUESTIONS`] three times, before the merge and after.
     pub fresh_questions: f64,
     pub questions: f64,
     /// A number for all answers of the views that analysts query.
     pub answers: u64,
 }
 
-/// Measures forms in turns, each with blocks of its own; the median of the rounds for each.
+/// Measures forms in turns, each with blocks of its own; the lowest of the rounds for each.
 pub async fn in_turns(
     args: &Args,
     engine: &Engine,
@@ -64,12 +64,12 @@ pub async fn in_turns(
             costs.push(measure(engine, form, blocks, round).await?);
         }
     }
-    Ok(costs.iter().map(|costs| median(costs)).collect())
+    Ok(costs.iter().map(|costs| lowest(costs)).collect())
 }
 
 /// Measures the first form right before each of the others. What disturbs the machine
-/// disturbs both of a pair, so that another form costs the first one's median times the
-/// median of its ratios to the first.
+/// disturbs both of a pair, so that another form costs the first one's figure times the
+/// ratio of the two in their pairs.
 pub async fn against_the_first(
     args: &Args,
     engine: &Engine,
@@ -79,45 +79,37 @@ pub async fn against_the_first(
     let Some((first, others)) = forms.split_first() else {
         return Ok(Vec::new());
     };
-    let mut firsts = Vec::new();
-    let mut ratios = vec![Vec::new(); others.len()];
+    let mut pairs = vec![(Vec::new(), Vec::new()); others.len()];
+    let mut alone = Vec::new();
     for round in 0..args.rounds {
         if others.is_empty() {
-            firsts.push(measure(engine, first, blocks, round).await?);
+            alone.push(measure(engine, first, blocks, round).await?);
         }
-        for (form, ratios) in others.iter().zip(&mut ratios) {
-            let before = measure(engine, first, blocks, round).await?;
-            let cost = measure(engine, form, blocks, round).await?;
-            ratios.push(Cost {
-                insert: cost.insert / before.insert,
-                merge: cost.merge / before.merge,
-                fresh_questions: cost.fresh_questions / before.fresh_questions,
-                questions: cost.questions / before.questions,
-                ..cost
-            });
-            firsts.push(before);
+        for (form, (firsts, costs)) in others.iter().zip(&mut pairs) {
+            firsts.push(measure(engine, first, blocks, round).await?);
+            costs.push(measure(engine, form, blocks, round).await?);
         }
     }
-    let first = median(&firsts);
-    let others = ratios.iter().map(|ratios| {
-        let ratio = median(ratios);
+    let all = pairs.iter().flat_map(|(firsts, _)| firsts.clone());
+    let all: Vec<Cost> = all.chain(alone).collect();
+    let first = lowest(&all);
+    let others = pairs.iter().map(|(firsts, costs)| {
+        let (before, cost) = (lowest(firsts), lowest(costs));
+        let of = |value: fn(&Cost) -> f64| value(&first) * value(&cost) / value(&before);
         Cost {
-            insert: first.insert * ratio.insert,
-            merge: first.merge * ratio.merge,
-            fresh_questions: first.fresh_questions * ratio.fresh_questions,
-            questions: first.questions * ratio.questions,
-            ..ratio
+            insert: of(|cost| cost.insert),
+            merge: of(|cost| cost.merge),
+            fresh_questions: of(|cost| cost.fresh_questions),
+            questions: of(|cost| cost.questions),
+            ..cost
         }
     });
     Ok([first.clone()].into_iter().chain(others).collect())
 }
 
-fn median(costs: &[Cost]) -> Cost {
-    let of = |value: fn(&Cost) -> f64| {
-        let mut values: Vec<f64> = costs.iter().map(value).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
+/// Of each figure the lowest: other programs can only add to it.
+fn lowest(costs: &[Cost]) -> Cost {
+    let of = |value: fn(&Cost) -> f64| costs.iter().map(value).fold(f64::INFINITY, f64::min);
     Cost {
         insert: of(|cost| cost.insert),
         merge: of(|cost| cost.merge),
@@ -291,7 +283,7 @@ async fn ask(engine: &Engine, clickhouse: &ClickHouse, form: &Form) -> anyhow::R
         return Ok(0.0);
     }
     let start = engine.cpu_seconds()?;
-    for _ in 0..5 {
+    for _ in 0..3 {
         for question in QUESTIONS {
             let sql = format!("{question} SETTINGS use_query_condition_cache = 0 FORMAT Null");
             clickhouse.execute(&sql).await?;

@@ -23,7 +23,7 @@ pub async fn setup(args: &Args, engine: &Engine, blocks: &[Block]) -> anyhow::Re
     let bytes: usize = blocks.iter().map(|block| block.bytes.len()).sum();
     let rows: usize = blocks.iter().map(|block| block.rows).sum();
     println!(
-        "ClickHouse {}, {rows} rows of {} bytes as sent, {} in an insert, {},000 clients, {} user agents, medians of {} rounds\n",
+        "ClickHouse {}, {rows} rows of {} bytes as sent, {} in an insert, {},000 clients, {} user agents, lowest of {} rounds\n",
         engine.fresh_database().version().await?,
         bytes / rows.max(1),
         args.block_rows,
