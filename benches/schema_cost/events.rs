@@ -3,11 +3,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use analytics_server::clickhouse::native::Block;
-use analytics_server::event::{self, Event};
+use analytics_server::event::Columns;
 use analytics_server::pb::EventContext;
-use analytics_server::pipeline::decode::{Decoder, Message};
+use analytics_server::pipeline::decode::Decoder;
+use analytics_server::pipeline::message::{Headers, Message};
 use analytics_server::sample::Population;
-use async_nats::HeaderMap;
 use prost::Message as _;
 
 use super::Args;
@@ -41,21 +41,19 @@ pub fn blocks(args: &Args) -> Vec<Block> {
             // On the way from the producer to the stream.
             stored_at: (stored_at.as_nanos() as i64) + 3_000_000,
             subject: format!("fechatter.analytics.{}", sample.subject).into(),
-            headers: HeaderMap::new(),
+            headers: Headers::default(),
             payload: sample.event.encode_to_vec().into(),
             reply: None,
         }
     };
     (0..args.rows / args.block_rows)
         .map(|_| {
-            let messages: Vec<Message> = (0..args.block_rows).map(|_| message()).collect();
-            let events: Vec<Event> = messages
-                .iter()
-                .flat_map(|message| decoder.decode(message).events)
-                .collect();
-            let events: Vec<&Event> = events.iter().collect();
-            let bytes = messages.iter().map(Message::size).sum();
-            event::block(STREAM, &events, bytes)
+            let mut columns = Columns::default();
+            for _ in 0..args.block_rows {
+                let decoded = decoder.decode(&message());
+                decoded.events.iter().for_each(|event| columns.push(event));
+            }
+            Columns::block(STREAM, vec![columns])
         })
         .collect()
 }
