@@ -166,7 +166,7 @@ columns! {
         session_id: Plain<str> = &e.context.session_id,
         user_id: Plain<str> = &e.context.user_id,
         app_version: LowCardinality = &e.context.app_version,
-        user_agent: Plain<str> = &e.context.user_agent,
+        user_agent: LowCardinality = &e.context.user_agent,
         ip: Plain<str> = &e.context.ip,
         system_os: LowCardinality = e.system(|system| &system.os),
         system_arch: LowCardinality = e.system(|system| &system.arch),

@@ -110,12 +110,7 @@ pub async fn run(args: &Args, engine: &Engine, blocks: &[Block]) -> anyhow::Resu
 }
 
 fn form(name: &str, definition: &str) -> Form {
-    Form {
-        name: name.to_owned(),
-        schema: Schema::Column(definition.to_owned()),
-        insert_settings: "",
-        is_asked: false,
-    }
+    Form::new(name.to_owned(), Schema::Column(definition.to_owned()))
 }
 
 /// A column's blocks, `args.passes` times over, made by ClickHouse.
@@ -152,37 +147,35 @@ async fn one_column(
 
 /// The column as it is, then what else it could be.
 fn kinds(column: &Column) -> Vec<Kind> {
-    let plain = match column.r#type.as_str() {
-        "LowCardinality(String)" => "String",
-        other => other,
-    };
     let kind = |r#type: &str, codec: &str| Kind {
         r#type: r#type.to_owned(),
         codec: codec.to_owned(),
-        sent: plain.to_owned(),
+        sent: r#type.to_owned(),
     };
     let codec = column.codec.trim_start_matches("CODEC(");
     let codec = codec.strip_suffix(')').unwrap_or(codec);
     let mut kinds = vec![kind(&column.r#type, codec)];
-    match plain {
-        "String" => {
-            let dictionary = kind("LowCardinality(String)", "");
+    match column.r#type.as_str() {
+        "String" | DICTIONARY => {
             kinds.extend([
                 kind("String", ""),
                 kind("String", "ZSTD(1)"),
-                dictionary.clone(),
-                kind("LowCardinality(String)", "ZSTD(1)"),
+                kind(DICTIONARY, ""),
+                kind(DICTIONARY, "ZSTD(1)"),
                 Kind {
-                    sent: dictionary.r#type.clone(),
-                    ..dictionary
+                    sent: "String".to_owned(),
+                    ..kind(DICTIONARY, "")
                 },
             ]);
             if column.name == "exit_code" {
-                kinds.push(kind(EXIT_CODE, ""));
+                kinds.push(Kind {
+                    sent: "String".to_owned(),
+                    ..kind(EXIT_CODE, "")
+                });
             }
         }
-        "UUID" => kinds.extend([kind(plain, "NONE"), kind(plain, "ZSTD(1)")]),
-        "Bool" => kinds.push(kind(plain, "ZSTD(1)")),
+        "UUID" => kinds.extend([kind("UUID", "NONE"), kind("UUID", "ZSTD(1)")]),
+        "Bool" => kinds.push(kind("Bool", "ZSTD(1)")),
         number => {
             let codecs = ["", "ZSTD(1)", "T64, LZ4", "T64, ZSTD(1)"];
             kinds.extend(codecs.map(|codec| kind(number, codec)));
@@ -204,22 +197,19 @@ fn kinds(column: &Column) -> Vec<Kind> {
     different
 }
 
+const DICTIONARY: &str = "LowCardinality(String)";
 const EXIT_CODE: &str = "Enum8('' = 0, 'EXIT_CODE_UNSPECIFIED' = 1, 'EXIT_CODE_SUCCESS' = 2, 'EXIT_CODE_ERROR' = 3, 'EXIT_CODE_CRASH' = 4)";
 
 impl Kind {
-    fn is_sent(&self, sent: &str) -> bool {
-        self.sent.starts_with("LowCardinality") == (sent == "LowCardinality")
-    }
-
     fn name(&self) -> String {
         let r#type = self.r#type.split("('").next().unwrap_or_default();
         let codec = match self.codec.as_str() {
             "" => "LZ4",
             codec => codec,
         };
-        match self.is_sent("LowCardinality") {
-            true => format!("{} {codec}, sent as such", r#type),
-            false => format!("{} {codec}", r#type),
+        match self.sent == self.r#type {
+            true => format!("{} {codec}", r#type),
+            false => format!("{} {codec}, sent as {}", r#type, self.sent),
         }
     }
 }

@@ -6,8 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use analytics_server::clickhouse::ClickHouse;
+use analytics_server::clickhouse::client::{INSERT_SETTINGS, PIECE};
+use analytics_server::clickhouse::native::Block;
 use analytics_server::config::{Address, Config, Database};
 use anyhow::{Context, bail, ensure};
+use clickhouse::{Client, Compression};
 use tempfile::TempDir;
 
 /// It takes seconds when the library is not in the page cache.
@@ -65,6 +68,31 @@ impl Engine {
         config.server.db_url = Database::Server(Address::new(&self.url));
         config.server.db_name = database.to_owned();
         ClickHouse::new(&config).patient()
+    }
+
+    /// Inserts rows in any format, with the settings and in the pieces of the daemon's
+    /// own inserts.
+    pub async fn insert(
+        &self,
+        database: &ClickHouse,
+        target: &str,
+        format: &str,
+        rows: &Block,
+        token: &str,
+    ) -> anyhow::Result<()> {
+        let mut insert = Client::default()
+            .with_url(&self.url)
+            .with_database(database.database())
+            .with_compression(Compression::None)
+            .insert_formatted_with(format!("INSERT INTO {target} FORMAT {format}"))
+            .with_setting("insert_deduplication_token", token);
+        for (name, value) in INSERT_SETTINGS {
+            insert = insert.with_setting(name, value);
+        }
+        for piece in rows.bytes.chunks(PIECE) {
+            insert.send(rows.bytes.slice_ref(piece)).await?;
+        }
+        Ok(insert.end().await?)
     }
 
     /// CPU-seconds that the process has used, threads that have ended included.

@@ -10,6 +10,7 @@
 mod columns;
 mod engine;
 mod events;
+mod formats;
 mod measure;
 mod report;
 mod table;
@@ -24,7 +25,7 @@ use measure::Form;
 #[derive(Debug, Parser)]
 pub struct Args {
     /// What to measure, as parts of names: `columns`, `columns/user_agent`, `table/no index`,
-    /// `views`; each group's first form is always measured, too [default: all]
+    /// `views`, `formats`; each group's first form is always measured, too [default: all]
     filters: Vec<String>,
     /// Rows that each form gets
     #[arg(long, default_value_t = 500_000)]
@@ -74,5 +75,6 @@ async fn main() -> anyhow::Result<()> {
     report::setup(&args, &engine, &blocks).await?;
     table::run(&args, &engine, &blocks).await?;
     views::run(&args, &engine, &blocks).await?;
+    formats::run(&args, &engine, &blocks).await?;
     columns::run(&args, &engine, &blocks).await
 }

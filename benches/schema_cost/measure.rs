@@ -16,10 +16,25 @@ pub const RETENTION_DAYS: u16 = 90;
 pub struct Form {
     pub name: String,
     pub schema: Schema,
+    /// In which its blocks are: `Native` as the daemon sends it, or another one of ClickHouse's.
+    pub format: &'static str,
     /// Settings of the insert beside the daemon's: `a = 1, b = 2`.
     pub insert_settings: &'static str,
     /// Whether the table can be asked [`QUESTIONS`].
     pub is_asked: bool,
+}
+
+impl Form {
+    /// As the daemon sends its rows, and not asked anything.
+    pub fn new(name: String, schema: Schema) -> Self {
+        Self {
+            name,
+            schema,
+            format: "Native",
+            insert_settings: "",
+            is_asked: false,
+        }
+    }
 }
 
 pub enum Schema {
@@ -204,7 +219,14 @@ pub async fn fill(
     let start = engine.cpu_seconds()?;
     for (number, block) in blocks.iter().enumerate() {
         let token = format!("{}-{number}", clickhouse.database());
-        clickhouse.insert(&target, block, &token).await?;
+        match form.format {
+            "Native" => clickhouse.insert(&target, block, &token).await?,
+            format => {
+                engine
+                    .insert(clickhouse, &target, format, block, &token)
+                    .await?
+            }
+        }
     }
     Ok((tables, engine.cpu_seconds()? - start))
 }

@@ -66,15 +66,12 @@ fn forms() -> Vec<Form> {
             &["MODIFY SETTING ratio_of_defaults_for_sparse_serialization = 1"],
         ),
         form(
-            "wide from 10 MiB, the default",
-            &["RESET SETTING min_bytes_for_wide_part"],
+            "one file a part up to 128 MiB",
+            &["MODIFY SETTING min_bytes_for_wide_part = 134217728"],
         ),
         form(
-            "wide from 10 MiB, adaptive buffers",
-            &[
-                "RESET SETTING min_bytes_for_wide_part",
-                "MODIFY SETTING min_columns_to_activate_adaptive_write_buffer = 1",
-            ],
+            "adaptive buffers",
+            &["MODIFY SETTING min_columns_to_activate_adaptive_write_buffer = 1"],
         ),
         form(
             "compression blocks of 64 KiB",
@@ -100,16 +97,16 @@ fn forms() -> Vec<Form> {
             "min_insert_block_size_rows = 0, min_insert_block_size_bytes = 0",
         ),
         Form {
-            name: "table/all five views".to_owned(),
-            schema: Schema::Project(Vec::new()),
-            insert_settings: "",
             is_asked: true,
+            ..Form::new(
+                "table/all five views".to_owned(),
+                Schema::Project(Vec::new()),
+            )
         },
     ]
 }
 
-const BEFORE_0009: [&str; 3] = [
-    "RESET SETTING min_bytes_for_wide_part",
+const BEFORE_0009: [&str; 2] = [
     "MODIFY COLUMN client_ts CODEC(Delta(8), ZSTD(1))",
     "MODIFY COLUMN user_agent String",
 ];
@@ -139,10 +136,8 @@ fn changed(name: &str, changes: Vec<Change>) -> Form {
     let mut all = views::detached(&views::NAMES);
     all.extend(changes);
     Form {
-        name: format!("table/{name}"),
-        schema: Schema::Project(all),
-        insert_settings: "",
         is_asked: true,
+        ..Form::new(format!("table/{name}"), Schema::Project(all))
     }
 }
 

@@ -138,10 +138,5 @@ fn only(view: &str, name: &str, statements: &[&str]) -> Form {
 fn form(name: &str, changes: Vec<Change>) -> Form {
     let mut all = vec![Change::Create("analytics_events", keeping_nothing)];
     all.extend(changes);
-    Form {
-        name: format!("views/{name}"),
-        schema: Schema::Project(all),
-        insert_settings: "",
-        is_asked: false,
-    }
+    Form::new(format!("views/{name}"), Schema::Project(all))
 }

@@ -42,7 +42,7 @@ pub enum InsertError {
 }
 
 /// Bytes that are compressed and sent at a time.
-const PIECE: usize = 1024 * 1024;
+pub const PIECE: usize = 1024 * 1024;
 
 /// How long ClickHouse may take to accept more bytes of an insert.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);

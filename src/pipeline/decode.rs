@@ -59,30 +59,28 @@ impl Decoder {
 
     pub fn decode(&self, message: &Message) -> Decoded {
         let mut decoded = Decoded::default();
-        for fate in self.fates(message) {
-            match fate {
-                Ok(event) => decoded.events.push(event),
-                Err(letter) => decoded.dead_letters.push(*letter),
-            }
-        }
+        self.each(message, |fate| match fate {
+            Ok(event) => decoded.events.push(event),
+            Err(letter) => decoded.dead_letters.push(*letter),
+        });
         decoded
     }
 
-    /// What becomes of each event of a message.
-    pub fn fates(&self, message: &Message) -> impl Iterator<Item = Fate> {
+    /// Hands over what becomes of each event of a message, one after the other: an event
+    /// is large, and many thousand of them a second are not to be moved about.
+    pub fn each(&self, message: &Message, mut each: impl FnMut(Fate)) {
         let whole = || self.source(message, None, message.payload.clone());
-        let (one, events) = if !self.is_batch(message) {
-            (Some(self.event(whole())), Vec::new())
-        } else {
-            match BatchMessage::decode(message.payload.clone()) {
-                Ok(batch) => (None, batch.events),
-                Err(error) => (Some(Err(undecodable(whole(), &error))), Vec::new()),
+        if !self.is_batch(message) {
+            return each(self.event(whole()));
+        }
+        match BatchMessage::decode(message.payload.clone()) {
+            Ok(batch) => {
+                for (index, bytes) in (0..).zip(batch.events) {
+                    each(self.event(self.source(message, Some(index), bytes)));
+                }
             }
-        };
-        let events = (0..)
-            .zip(events)
-            .map(|(index, bytes)| self.event(self.source(message, Some(index), bytes)));
-        one.into_iter().chain(events)
+            Err(error) => each(Err(undecodable(whole(), &error))),
+        }
     }
 
     fn is_batch(&self, message: &Message) -> bool {
@@ -108,7 +106,7 @@ impl Decoder {
         let AnalyticsEvent {
             context,
             event_type: kind,
-        } = match AnalyticsEvent::decode(source.payload.clone()) {
+        } = match AnalyticsEvent::decode(source.payload.as_ref()) {
             Ok(event) => event,
             Err(error) => return Err(undecodable(source, &error)),
         };

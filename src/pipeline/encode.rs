@@ -59,10 +59,10 @@ impl Encoder {
             ..Run::default()
         };
         for message in messages {
-            for fate in self.decoder.fates(&message) {
+            self.decoder.each(&message, |fate| {
                 log(&message, &fate);
                 run.add(fate);
-            }
+            });
         }
         run
     }

@@ -11,14 +11,13 @@ use bytes::Bytes;
 use indicatif::ProgressBar;
 use tokio::time::Instant;
 
-use super::nats_alone::STEP;
+use super::nats_alone;
 use super::scratch::Scratch;
 use crate::clickhouse::native::Block;
 use crate::config::Config;
 use crate::nats::StreamId;
 use crate::pipeline::batch::{Batch, Batcher, Limits};
 use crate::pipeline::checkpoint::InFlight;
-use crate::pipeline::consume::Delivery;
 use crate::pipeline::decode::Decoder;
 use crate::pipeline::encode::Encoder;
 use crate::pipeline::insert::whole;
@@ -107,19 +106,13 @@ impl Blocks {
         let stream = StreamId::of(&scratch.stream().await?);
         let mut encoding = Encoding::new(&scratch.config, stream);
         let mut writer = Writer::create(scratch)?;
-        let mut consumer = scratch.consumer().await?;
-        while consumer.last() < last {
-            let Delivery::Message { message, .. } = consumer.next().await? else {
-                bail!("the stream has lost messages");
-            };
-            let sequence = message.sequence;
+        nats_alone::read(scratch, last, progress, |message| {
             for (token, block) in encoding.push(message)? {
                 writer.add(token, &block)?;
             }
-            if sequence.is_multiple_of(STEP) {
-                progress.set_position(sequence);
-            }
-        }
+            Ok(())
+        })
+        .await?;
         if let Some((token, block)) = encoding.finish()? {
             writer.add(token, &block)?;
         }

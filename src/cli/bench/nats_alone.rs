@@ -6,13 +6,25 @@ use indicatif::ProgressBar;
 
 use super::scratch::Scratch;
 use crate::pipeline::consume::Delivery;
+use crate::pipeline::message::Message;
 
 /// Messages between two steps of the progress bar: each one would be a part of what
 /// is measured.
-pub const STEP: u64 = 1_000;
+const STEP: u64 = 1_000;
 
-/// Reads the stream up to the sequence `last`, with one acknowledgement a batch.
+/// Reads the stream up to the sequence `last`, and nothing else.
 pub async fn run(scratch: &Scratch, last: u64, progress: &ProgressBar) -> Result<()> {
+    read(scratch, last, progress, |_| Ok(())).await
+}
+
+/// Reads the stream up to the sequence `last`, with one acknowledgement a batch: what is
+/// not acknowledged costs nats-server the more the more there is of it.
+pub async fn read(
+    scratch: &Scratch,
+    last: u64,
+    progress: &ProgressBar,
+    mut each: impl FnMut(Message) -> Result<()>,
+) -> Result<()> {
     let batch_size = scratch.config.features.analytics.batch_size.get();
     let mut consumer = scratch.consumer().await?;
     let mut read = 0;
@@ -26,13 +38,14 @@ pub async fn run(scratch: &Scratch, last: u64, progress: &ProgressBar) -> Result
         };
         read += 1;
         if (read % batch_size == 0 || message.sequence >= last)
-            && let Some(reply) = message.reply
+            && let Some(reply) = message.reply.clone()
         {
             scratch.nats.publish(reply, AckKind::Ack.into()).await?;
         }
         if message.sequence.is_multiple_of(STEP) {
             progress.set_position(message.sequence);
         }
+        each(message)?;
     }
     scratch.nats.flush().await?;
     Ok(())
