@@ -9,6 +9,7 @@ use std::error::Error;
 use std::time::{Duration, UNIX_EPOCH};
 
 use analytics_server::clickhouse::native::{self, Block, Column, LowCardinality, Plain};
+use analytics_server::config::Subjects;
 use analytics_server::event::{Columns, Event};
 use analytics_server::pipeline::batch::{Batcher, Limits};
 use analytics_server::pipeline::decode::Decoder;
@@ -32,7 +33,7 @@ fn main() {
 }
 
 fn decoder() -> Decoder {
-    Decoder::new(STREAM, "fechatter.analytics.>", "fechatter.analytics.batch")
+    Decoder::new(STREAM, &Subjects::default())
 }
 
 /// The realistic mix.

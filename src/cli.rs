@@ -17,7 +17,8 @@ mod stop;
 mod telemetry;
 mod verify;
 
-use std::io;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -91,10 +92,16 @@ pub fn main() -> ExitCode {
         // Whoever read the output has seen enough: `analytics-server check | head -1`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("analytics-server: {error:#}");
+            tell(format_args!("analytics-server: {error:#}"));
             exit_code(&error)
         }
     }
+}
+
+/// Says something on standard error. `eprintln!` would panic where nobody is there to
+/// read it any more.
+fn tell(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

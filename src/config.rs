@@ -285,8 +285,9 @@ pub struct Analytics {
     /// Default 2.
     #[serde(deserialize_with = "values::max_in_flight")]
     pub max_in_flight: NonZeroUsize,
-    /// Tasks that decode at a time. Default: a quarter of the cores, one at the least
-    /// and four at the most.
+    /// Tasks that decode at a time while a batch is read. Default: a quarter of the
+    /// cores, one at the least and four at the most.
+    #[serde(deserialize_with = "values::decode_workers")]
     pub decode_workers: NonZeroUsize,
     /// Default `auto`.
     pub compression: Compression,

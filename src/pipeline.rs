@@ -308,17 +308,9 @@ impl Pipeline {
         let analytics = &self.config.features.analytics;
         let max_payload = self.nats.server_info().max_payload;
         let settings = consume::Settings::new(messaging, max_payload);
-        let limits = Limits {
-            rows: analytics.batch_size.get(),
-            bytes: usize::try_from(analytics.batch_max_bytes.as_u64()).unwrap_or(usize::MAX),
-            interval: analytics.flush_interval,
-        };
+        let limits = Limits::of(analytics);
         let stream_id = checkpoint.stream().to_string();
-        let decoder = Decoder::new(
-            &stream_id,
-            &messaging.subjects.analytics_events,
-            &messaging.subjects.analytics_batch,
-        );
+        let decoder = Decoder::new(&stream_id, &messaging.subjects);
         let encoder = Arc::new(Encoder::new(stream_id, decoder.clone()));
         let in_flight = record.in_flight.into_iter().map(|recorded| recorded.range);
         let reader = Reader {

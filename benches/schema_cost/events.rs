@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use analytics_server::clickhouse::native::Block;
+use analytics_server::config::Subjects;
 use analytics_server::event::Columns;
 use analytics_server::pb::EventContext;
 use analytics_server::pipeline::decode::Decoder;
@@ -25,7 +26,7 @@ pub fn blocks(args: &Args) -> Vec<Block> {
     let start = UNIX_EPOCH + Duration::from_secs(today * DAY - DAY);
     let mut populations: Vec<Population> =
         (0..args.populations as u64).map(Population::new).collect();
-    let decoder = Decoder::new(STREAM, "fechatter.analytics.>", "fechatter.analytics.batch");
+    let decoder = Decoder::new(STREAM, &Subjects::default());
     let mut sequence = 0;
     let mut message = || {
         let index = sequence as usize * 7 % populations.len();

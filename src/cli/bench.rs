@@ -19,7 +19,7 @@ use indicatif::{HumanCount, ProgressBar};
 use tokio_util::sync::CancellationToken;
 
 use super::publish::progress_bar;
-use super::stop;
+use super::{stop, tell};
 use crate::clickhouse::ClickHouse;
 use crate::config::Config;
 use crate::nats::{self, StreamId};
@@ -75,18 +75,21 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
     let nats = nats::connect(&config.integrations.messaging).await?;
     let config = scratch::config(&config, &scratch::run_name());
     let mut scratch = Scratch::new(config, nats).await?;
-    eprintln!("made now and removed at the end: {}", scratch.names());
+    tell(format_args!(
+        "made now and removed at the end: {}",
+        scratch.names()
+    ));
     let bench = Bench {
         args: &args,
         shutdown,
     };
     let outcome = bench.measure(&mut scratch).await;
     if bench.shutdown.is_cancelled() {
-        eprintln!("interrupted: removing what was made, which takes some seconds");
+        tell("interrupted: removing what was made, which takes some seconds");
     }
     let removed = scratch.remove().await;
     if let (Err(_), Err(error)) = (&outcome, &removed) {
-        eprintln!("analytics-server: {error:#}");
+        tell(format_args!("analytics-server: {error:#}"));
     }
     let report = outcome?;
     let mut stdout = std::io::stdout().lock();
@@ -209,7 +212,7 @@ impl Bench<'_> {
         events: u64,
         work: impl AsyncFnOnce(&ProgressBar) -> Result<T>,
     ) -> Result<T> {
-        eprintln!("{name}: {} events", HumanCount(events));
+        tell(format_args!("{name}: {} events", HumanCount(events)));
         let bar = progress_bar(events);
         let done = self.go(work(&bar)).await;
         bar.finish_and_clear();

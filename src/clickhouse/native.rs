@@ -51,6 +51,7 @@ pub struct Plain<T: ?Sized> {
 impl<T: Value + ?Sized> Plain<T> {
     /// Sets the value of a row after all that are set.
     pub fn set(&mut self, row: usize, value: &T) {
+        debug_assert!(row >= self.rows, "row {row} is set already");
         self.fill(row);
         value.write(&mut self.bytes);
         self.rows += 1;
@@ -149,7 +150,10 @@ impl BlockBuilder {
         );
         write_string(name.as_bytes(), &mut self.bytes);
         write_string(C::TYPE.as_bytes(), &mut self.bytes);
-        C::write(parts, &mut self.bytes);
+        // ClickHouse reads nothing of a column without rows, not even a dictionary.
+        if rows > 0 {
+            C::write(parts, &mut self.bytes);
+        }
         self.columns += 1;
         self
     }
@@ -165,6 +169,7 @@ impl BlockBuilder {
         self.column(name, std::iter::once((column, rows)))
     }
 
+    /// The block of the columns that were added.
     pub fn build(mut self) -> Block {
         let mut header = Vec::with_capacity(HEADER);
         write_varuint(self.columns as u64, &mut header);

@@ -149,6 +149,19 @@ pub fn max_in_flight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NonZe
     Ok(inserts)
 }
 
+pub fn decode_workers<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<NonZeroUsize, D::Error> {
+    const MOST: usize = 64;
+    let workers = NonZeroUsize::deserialize(deserializer)?;
+    if workers.get() > MOST {
+        return Err(D::Error::custom(format!(
+            "decode_workers is `{workers}`, more than {MOST}"
+        )));
+    }
+    Ok(workers)
+}
+
 pub fn max_age<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     const CENTURY: u64 = 100 * 366 * 24;
     let hours = u64::deserialize(deserializer)?;

@@ -11,10 +11,6 @@ use super::batch::Batch;
 use super::encode::{Encoded, Encoder, Run};
 use super::message::Message;
 
-/// Messages that are decoded at a time: as many as the processor's cache holds, so
-/// that they are still there from when they arrived.
-pub const CHUNK: usize = 1_000;
-
 /// A batch that is being encoded, while the next one is read.
 pub type Encoding = AbortOnDropHandle<Result<Encoded, JoinError>>;
 
@@ -24,6 +20,8 @@ pub struct Ahead {
     /// One for each task that may decode at a time.
     workers: Arc<Semaphore>,
     runs: Vec<AbortOnDropHandle<Run>>,
+    /// Messages of the open batch that they are made from.
+    taken: usize,
 }
 
 impl Ahead {
@@ -32,6 +30,7 @@ impl Ahead {
             encoder,
             workers: Arc::new(Semaphore::new(workers.get())),
             runs: Vec::new(),
+            taken: 0,
         }
     }
 
@@ -42,6 +41,7 @@ impl Ahead {
 
     /// Decodes the next messages of the open batch.
     pub fn decode(&mut self, messages: Vec<Message>) {
+        self.taken += messages.len();
         let (encoder, workers) = (Arc::clone(&self.encoder), Arc::clone(&self.workers));
         let run = tokio::spawn(async move {
             // It is never closed.
@@ -52,7 +52,16 @@ impl Ahead {
     }
 
     /// Encodes the open batch, which has come to its end.
+    ///
+    /// # Panics
+    /// When what was decoded ahead is of another batch: its rows would be stored under
+    /// the wrong token.
     pub fn encode(&mut self, batch: Batch) -> Encoding {
+        assert_eq!(
+            std::mem::take(&mut self.taken),
+            batch.taken,
+            "messages of another batch were decoded ahead"
+        );
         let encoder = Arc::clone(&self.encoder);
         let runs = std::mem::take(&mut self.runs);
         Encoding::new(tokio::spawn(async move {

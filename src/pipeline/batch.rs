@@ -12,12 +12,16 @@ use tokio::time::Instant;
 
 use super::checkpoint::Range;
 use super::message::Message;
+use crate::config::Analytics;
 
 /// What one insert carries.
 #[derive(Debug)]
 pub struct Batch {
     pub range: Range,
+    /// But for the first ones, which were taken to be decoded ahead.
     pub messages: Vec<Message>,
+    /// How many were taken.
+    pub taken: usize,
     /// Rows that the messages become.
     pub rows: usize,
     /// Bytes of the messages, payloads and headers.
@@ -32,6 +36,7 @@ impl Batch {
         Self {
             range,
             messages: Vec::new(),
+            taken: 0,
             rows: 0,
             bytes: 0,
             ack: None,
@@ -57,6 +62,23 @@ pub struct Limits {
     pub interval: Duration,
 }
 
+impl Limits {
+    pub fn of(analytics: &Analytics) -> Self {
+        Self {
+            rows: analytics.batch_size.get(),
+            bytes: usize::try_from(analytics.batch_max_bytes.as_u64()).unwrap_or(usize::MAX),
+            interval: analytics.flush_interval,
+        }
+    }
+}
+
+/// Rows that are decoded ahead at a time, and bytes of messages: as many as the
+/// processor's cache holds, so that they are still there from when they arrived.
+const CHUNK: (usize, usize) = (1_000, 1024 * 1024);
+
+/// Of a full batch, where that is less.
+const CHUNKS: usize = 4;
+
 /// Takes messages in stream order and gives batches in stream order.
 #[derive(Debug)]
 pub struct Batcher {
@@ -70,6 +92,18 @@ pub struct Batcher {
 struct Open {
     batch: Batch,
     deadline: Instant,
+    /// Rows and bytes of the batch when messages were last taken.
+    taken: (usize, usize),
+}
+
+impl Open {
+    fn new(range: Range, deadline: Instant) -> Self {
+        Self {
+            batch: Batch::empty(range),
+            deadline,
+            taken: (0, 0),
+        }
+    }
 }
 
 impl Batcher {
@@ -99,32 +133,33 @@ impl Batcher {
             complete.extend(self.close_recorded());
         }
 
-        let open = self.open.get_or_insert_with(|| Open {
-            batch: Batch::empty(Range::starting_at(&message)),
-            deadline: now + self.limits.interval,
+        let open = self.open.get_or_insert_with(|| {
+            Open::new(Range::starting_at(&message), now + self.limits.interval)
         });
         open.batch.range.extend_to(&message);
         open.batch.add(message, rows);
-        let Limits { rows, bytes, .. } = self.limits;
-        let is_full = open.batch.rows >= rows || open.batch.bytes >= bytes;
+        let Limits {
+            rows: most, bytes, ..
+        } = self.limits;
+        let is_full = open.batch.rows >= most || open.batch.bytes >= bytes;
         if is_full || now >= open.deadline {
             complete.extend(self.flush());
         }
         complete
     }
 
-    /// The messages of the open batch, to be decoded before its end comes; the batch
-    /// goes on without them.
-    pub fn take_messages(&mut self) -> Vec<Message> {
-        let open = self.open.as_mut().map(|open| &mut open.batch.messages);
-        open.map(std::mem::take).unwrap_or_default()
-    }
-
-    /// Messages in the open batch, but for those that were taken.
-    pub fn messages(&self) -> usize {
-        self.open
-            .as_ref()
-            .map_or(0, |open| open.batch.messages.len())
+    /// The messages of the open batch that were not taken before, once there are enough
+    /// of them to be decoded before its end comes; the batch goes on without them.
+    pub fn take_chunk(&mut self) -> Option<Vec<Message>> {
+        let Open { batch, taken, .. } = self.open.as_mut()?;
+        let (rows, bytes) = (batch.rows - taken.0, batch.bytes - taken.1);
+        let enough = CHUNK.0.min(self.limits.rows / CHUNKS).max(1);
+        if rows < enough && bytes < CHUNK.1 {
+            return None;
+        }
+        *taken = (batch.rows, batch.bytes);
+        batch.taken += batch.messages.len();
+        Some(std::mem::take(&mut batch.messages))
     }
 
     /// Whether no batch is open.
@@ -163,10 +198,8 @@ impl Batcher {
 
     fn open_recorded(&mut self, now: Instant) -> &mut Open {
         let recorded = &self.recorded;
-        self.open.get_or_insert_with(|| Open {
-            batch: Batch::empty(recorded[0].clone()),
-            deadline: now,
-        })
+        self.open
+            .get_or_insert_with(|| Open::new(recorded[0].clone(), now))
     }
 
     fn close_recorded(&mut self) -> Option<Batch> {

@@ -19,7 +19,8 @@ use crate::nats::StreamId;
 use bucket::{Conflict, read, write};
 
 pub use bucket::{
-    delete_empty as delete_empty_bucket, exists as bucket_exists, forget, open as open_bucket, peek,
+    NAME as BUCKET, delete_empty as delete_empty_bucket, exists as bucket_exists, forget,
+    open as open_bucket, peek,
 };
 pub use record::{InFlight, Part, Range, Record, Rows};
 

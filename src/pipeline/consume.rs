@@ -5,9 +5,11 @@
 //! consumer that somebody deleted. The pipeline then starts again at its
 //! checkpoint, which also finds out whether another instance has taken over.
 
+mod durable;
+
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::stream::{ConsumerErrorKind, Stream};
 use async_nats::jetstream::{self, ErrorCode};
 use futures_util::{FutureExt, StreamExt};
@@ -15,8 +17,9 @@ use tracing::debug;
 
 use super::message::{Arena, Headers, Message};
 use super::metadata::Metadata;
-use crate::config::Messaging;
 use crate::nats::{StoredMessage, covering_set, stored_message};
+
+pub use durable::{Settings, create};
 
 /// Messages asked for at a time. A few times as many can be on their way, which
 /// must be less than what a subscription holds (65,536), or some would be dropped.
@@ -32,38 +35,12 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// something was sent that did not arrive.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// JetStream sends again what is not acknowledged for this long. Nothing needs
-/// it: what was lost on the way is read again from the checkpoint. So it is longer
-/// than ClickHouse may be away without a storm of repeats.
-const ACK_WAIT: Duration = Duration::from_secs(24 * 3600);
-
 #[derive(Debug, thiserror::Error)]
 pub enum ConsumeError {
     #[error("cannot put consumer `{name}` in place: {error}")]
     Consumer { name: String, error: String },
     #[error("reading the stream was interrupted after sequence {after}: {reason}")]
     Interrupted { after: u64, reason: String },
-}
-
-/// What the durable consumer is made from.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The durable's name.
-    pub name: String,
-    /// None of them covers another.
-    pub subjects: Vec<String>,
-    /// The largest payload that NATS takes, in bytes.
-    pub max_payload: usize,
-}
-
-impl Settings {
-    pub fn new(messaging: &Messaging, max_payload: usize) -> Self {
-        Self {
-            name: messaging.jetstream.consumer_name.clone(),
-            subjects: covering_set(messaging.subjects.all()),
-            max_payload,
-        }
-    }
 }
 
 /// What comes next.
@@ -388,44 +365,4 @@ impl Consumer {
             reply: None,
         }))
     }
-}
-
-/// Makes the durable, which must be missing, to read after the sequence `last`.
-pub async fn create(
-    stream: &Stream,
-    settings: &Settings,
-    last: u64,
-) -> Result<PullConsumer, ConsumeError> {
-    stream
-        .create_consumer(config(settings, last))
-        .await
-        .map_err(|error| ConsumeError::Consumer {
-            name: settings.name.clone(),
-            error: error.to_string(),
-        })
-}
-
-/// The durable as it is put in place to read after the sequence `last`.
-fn config(settings: &Settings, last: u64) -> pull::Config {
-    let mut config = pull::Config {
-        durable_name: Some(settings.name.clone()),
-        description: Some(
-            "Put in place by analytics-server at every start, at its checkpoint".to_owned(),
-        ),
-        deliver_policy: DeliverPolicy::ByStartSequence {
-            start_sequence: last + 1,
-        },
-        // One acknowledgement a batch.
-        ack_policy: AckPolicy::All,
-        ack_wait: ACK_WAIT,
-        // The daemon bounds what is in flight itself, by bytes.
-        max_ack_pending: -1,
-        ..Default::default()
-    };
-    // Servers before 2.10 do not know the plural.
-    match settings.subjects.as_slice() {
-        [subject] => config.filter_subject.clone_from(subject),
-        subjects => config.filter_subjects = subjects.to_vec(),
-    }
-    config
 }

@@ -44,10 +44,12 @@ pub struct Encoder {
 }
 
 impl Encoder {
+    /// `stream` is the stream's identity, as it stands in rows.
     pub fn new(stream: String, decoder: Decoder) -> Self {
         Self { decoder, stream }
     }
 
+    /// The stream's identity, as it stands in rows.
     pub fn stream(&self) -> &str {
         &self.stream
     }
@@ -95,8 +97,8 @@ impl Encoder {
     /// The block of some events of a batch.
     pub fn block(&self, sources: &[&Source]) -> Block {
         let mut columns = Columns::default();
-        for event in sources.iter().filter_map(|source| self.event(source)) {
-            columns.push(&event);
+        for source in sources {
+            columns.push(&self.event(source));
         }
         Columns::block(&self.stream, vec![columns])
     }
@@ -107,13 +109,16 @@ impl Encoder {
     }
 
     /// When an event of a batch happened.
-    pub fn server_ts(&self, source: &Source) -> Option<Millis> {
-        self.event(source).map(|event| event.server_ts)
+    pub fn server_ts(&self, source: &Source) -> Millis {
+        self.event(source).server_ts
     }
 
-    /// An event of a batch, as it was decoded before.
-    fn event(&self, source: &Source) -> Option<Event> {
-        self.decoder.event(source.clone()).ok()
+    /// An event of a batch, as it was decoded before. Left out, it would be lost.
+    fn event(&self, source: &Source) -> Event {
+        match self.decoder.event(source.clone()) {
+            Ok(event) => event,
+            Err(letter) => unreachable!("an event is a dead letter now: {}", letter.error),
+        }
     }
 }
 

@@ -17,22 +17,22 @@ pub struct Progress {
     expired_until: AtomicU64,
     /// Another instance works, and this one waits for its turn.
     standing_by: AtomicBool,
-    /// Why inserts under way do not succeed, by insert.
+    /// Why what is asked of ClickHouse does not succeed, insert or question, by its number.
     held_up_by: Mutex<Vec<(u64, String)>>,
-    inserts: AtomicU64,
+    asked: AtomicU64,
 }
 
 impl Progress {
-    /// Why an insert under way does not succeed; `None` when all is well.
+    /// Why what is asked of ClickHouse does not succeed; `None` when all is well.
     pub fn held_up_by(&self) -> Option<String> {
         self.reasons().first().map(|(_, reason)| reason.clone())
     }
 
-    /// Lets an insert say why it does not succeed, for as long as it is under way.
+    /// Lets an insert or a question say why it does not succeed, for as long as it is tried.
     pub fn hold_up(&self) -> HoldUp<'_> {
         HoldUp {
             progress: self,
-            insert: self.inserts.fetch_add(1, Relaxed),
+            number: self.asked.fetch_add(1, Relaxed),
         }
     }
 
@@ -61,26 +61,26 @@ impl Progress {
     }
 }
 
-/// What an insert said ends with it, also when it is given up half-way.
+/// What was said ends with what said it, also when that is given up half-way.
 pub struct HoldUp<'a> {
     progress: &'a Progress,
-    insert: u64,
+    number: u64,
 }
 
 impl HoldUp<'_> {
     pub fn say(&self, reason: String) {
         let mut reasons = self.progress.reasons();
-        reasons.retain(|(insert, _)| *insert != self.insert);
-        reasons.push((self.insert, reason));
+        reasons.retain(|(other, _)| *other != self.number);
+        reasons.push((self.number, reason));
     }
 }
 
 impl Drop for HoldUp<'_> {
     fn drop(&mut self) {
-        let insert = self.insert;
+        let number = self.number;
         self.progress
             .reasons()
-            .retain(|(other, _)| *other != insert);
+            .retain(|(other, _)| *other != number);
     }
 }
 
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_insert_that_was_given_up_holds_nothing_up_and_leaves_others_alone() {
+    fn what_was_given_up_holds_nothing_up_and_leaves_others_alone() {
         let progress = Progress::default();
         let (one, other) = (progress.hold_up(), progress.hold_up());
         one.say("no such table".to_owned());

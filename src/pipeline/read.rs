@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::PipelineError;
-use super::ahead::{self, Ahead, Encoding};
+use super::ahead::{Ahead, Encoding};
 use super::batch::{Batch, Batcher};
 use super::consume::{ConsumeError, Consumer, Delivery};
 use super::decode::Decoder;
@@ -79,19 +79,22 @@ impl Reader {
                 Some(None) => self.batcher.flush().into_iter().collect(),
                 Some(Some(Ok(delivery))) => {
                     let is_last = delivery.is_last();
-                    let mut complete = self.take(delivery).await;
+                    let complete = self.take(delivery).await;
+                    if !self.send(&batches, complete).await {
+                        return Ok(());
+                    }
                     // What the end closes, and what ends at it, must not be a guess.
                     let matters = !self.batcher.is_recovered() || until.is_bounded();
-                    let at_end = match is_last && matters {
-                        true => self.consumer.is_at_end().await,
-                        false => Ok(false),
-                    };
-                    match at_end {
-                        Ok(true) => complete.extend(self.batcher.end_of_stream()),
-                        Ok(false) => {}
+                    if !is_last || !matters {
+                        continue;
+                    }
+                    match self.consumer.is_at_end().await {
+                        Ok(false) => continue,
+                        Ok(true) => {}
                         Err(error) => break Err(error.into()),
                     }
-                    if matches!(at_end, Ok(true)) && until.is_bounded() {
+                    let complete = self.batcher.end_of_stream();
+                    if until.is_bounded() {
                         self.send(&batches, complete).await;
                         break Ok(());
                     }
@@ -151,8 +154,11 @@ impl Reader {
         );
         let rows = self.decoder.rows(&message);
         let complete = self.batcher.push(message, rows, Instant::now());
-        if complete.is_empty() && self.batcher.messages() >= ahead::CHUNK {
-            self.ahead.decode(self.batcher.take_messages());
+        // What is complete comes first: what was decoded ahead belongs to it.
+        if complete.is_empty()
+            && let Some(messages) = self.batcher.take_chunk()
+        {
+            self.ahead.decode(messages);
         }
         complete
     }

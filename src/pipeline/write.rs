@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use time::Date;
 use tokio::sync::mpsc;
+use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
@@ -39,18 +40,21 @@ impl Writer {
         let mut in_flight = FuturesOrdered::new();
         // Stored, and perhaps not in every view: what comes after them waits.
         let mut suspects: Vec<Stored> = Vec::new();
+        // What comes next, until it is encoded.
+        let mut next: Option<Encoding> = None;
         let mut open = true;
-        while open || !in_flight.is_empty() {
+        while open || next.is_some() || !in_flight.is_empty() {
             let may_begin = in_flight.len() < self.max_in_flight && suspects.is_empty();
             tokio::select! {
-                batch = batches.recv(), if open && may_begin => match batch {
-                    Some(encoding) => {
-                        let batch = encoding.await.flatten();
-                        let batch = batch.map_err(|_| PipelineError::TaskFailed)?;
-                        in_flight.push_back(self.begin(batch).await?);
-                    }
+                batch = batches.recv(), if open && may_begin && next.is_none() => match batch {
+                    Some(encoding) => next = Some(encoding),
                     None => open = false,
                 },
+                Some(batch) = encoded(&mut next), if may_begin && next.is_some() => {
+                    next = None;
+                    let batch = batch.map_err(|_| PipelineError::TaskFailed)?;
+                    in_flight.push_back(self.begin(batch).await?);
+                }
                 Some(stored) = in_flight.next() => {
                     let stored: Stored = stored?;
                     fault::at("after-insert");
@@ -162,6 +166,14 @@ impl Writer {
                 return Ok(());
             }
         }
+    }
+}
+
+/// The next batch, when it is encoded; `None` where there is none.
+async fn encoded(next: &mut Option<Encoding>) -> Option<Result<Encoded, JoinError>> {
+    match next {
+        Some(encoding) => Some(encoding.await.flatten()),
+        None => None,
     }
 }
 

@@ -186,7 +186,7 @@ const LONG: [&str; 4] = ["--rate", "10", "--seconds", "86400"];
 
 #[tokio::test]
 async fn bench_that_is_interrupted_leaves_nothing() {
-    for name in ["INT", "TERM"] {
+    for name in ["INT", "TERM", "HUP"] {
         let world = World::new().await;
         let config = world.config("flush_interval_seconds: 0.1", "");
         let child = start(&config, &LONG);
@@ -202,6 +202,20 @@ async fn bench_that_is_interrupted_leaves_nothing() {
         );
         nothing_is_left(&world).await;
     }
+}
+
+/// As in `bench 2>&1 | head`, or with a Ctrl-C that ends the reader, too.
+#[tokio::test]
+async fn bench_whose_reader_is_gone_leaves_nothing() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let mut child = start(&config, &LONG);
+    has_stored(&world).await;
+    drop((child.stdout.take(), child.stderr.take()));
+    signal(&child, "INT");
+    let ended = tokio::task::spawn_blocking(move || child.wait().unwrap());
+    assert!(!ended.await.unwrap().success());
+    nothing_is_left(&world).await;
 }
 
 #[tokio::test]

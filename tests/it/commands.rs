@@ -4,6 +4,7 @@ use std::process::Output;
 
 use crate::support::clickhouse::free_port;
 use crate::support::daemon::{self, Daemon};
+use crate::support::events::publish_samples;
 use crate::support::{World, eventually};
 
 fn text(output: &Output) -> (Option<i32>, String, String) {
@@ -158,6 +159,42 @@ async fn migrations_are_applied_once_and_a_changed_one_is_refused() {
             "{stderr}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_migration_leaves_the_rows_of_before_as_they_are() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    publish_samples(&world, 300).await;
+    world.settled(300, 0).await;
+    daemon.stop().await;
+    // As it was before 0009.
+    for change in [
+        "ALTER TABLE analytics_events MODIFY COLUMN user_agent String, MODIFY COLUMN client_ts CODEC(Delta(8), ZSTD(1)) SETTINGS alter_sync = 2",
+        "ALTER TABLE session_totals MODIFY COLUMN users CODEC(LZ4)",
+        "ALTER TABLE schema_migrations DELETE WHERE version = 9 SETTINGS mutations_sync = 2",
+    ] {
+        world.clickhouse().query(change).execute().await.unwrap();
+    }
+    let all = "SELECT toString(cityHash64(toString(tuple(*)))) AS row FROM analytics_events ORDER BY stream_seq";
+    let before = world.rows(all).await;
+
+    let (code, stdout, stderr) = text(&daemon::run(&config, &["migrate"]).await);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains("applied 0009"), "{stdout}");
+    assert_eq!(world.rows(all).await, before);
+    let pending = "SELECT count() AS n FROM system.mutations WHERE database = currentDatabase() AND NOT is_done";
+    eventually("old parts are rewritten", async || {
+        (world.number(pending).await == 0).then_some(())
+    })
+    .await;
+    assert_eq!(world.rows(all).await, before);
+    let _daemon = Daemon::start(&config);
+    publish_samples(&world, 100).await;
+    world.settled(400, 0).await;
+    world.views_equal_a_recount().await;
 }
 
 #[tokio::test]

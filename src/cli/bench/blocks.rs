@@ -42,7 +42,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Turns messages into blocks as the pipeline does at full speed. The one place of
 /// this command that knows what a batch is.
-struct Encoding {
+struct Cutter {
     stream: StreamId,
     encoder: Encoder,
     batcher: Batcher,
@@ -50,21 +50,14 @@ struct Encoding {
     now: Instant,
 }
 
-impl Encoding {
+impl Cutter {
     fn new(config: &Config, stream: StreamId) -> Self {
-        let subjects = &config.integrations.messaging.subjects;
-        let analytics = &config.features.analytics;
         let limits = Limits {
-            rows: analytics.batch_size.get(),
-            bytes: usize::try_from(analytics.batch_max_bytes.as_u64()).unwrap_or(usize::MAX),
             interval: DAY,
+            ..Limits::of(&config.features.analytics)
         };
         let identity = stream.to_string();
-        let decoder = Decoder::new(
-            &identity,
-            &subjects.analytics_events,
-            &subjects.analytics_batch,
-        );
+        let decoder = Decoder::new(&identity, &config.integrations.messaging.subjects);
         Self {
             encoder: Encoder::new(identity, decoder),
             batcher: Batcher::new(limits, []),
@@ -104,16 +97,16 @@ impl Blocks {
     /// Reads the stream up to the sequence `last`.
     pub async fn encode(scratch: &Scratch, last: u64, progress: &ProgressBar) -> Result<Self> {
         let stream = StreamId::of(&scratch.stream().await?);
-        let mut encoding = Encoding::new(&scratch.config, stream);
+        let mut cutter = Cutter::new(&scratch.config, stream);
         let mut writer = Writer::create(scratch)?;
         nats_alone::read(scratch, last, progress, |message| {
-            for (token, block) in encoding.push(message)? {
+            for (token, block) in cutter.push(message)? {
                 writer.add(token, &block)?;
             }
             Ok(())
         })
         .await?;
-        if let Some((token, block)) = encoding.finish()? {
+        if let Some((token, block)) = cutter.finish()? {
             writer.add(token, &block)?;
         }
         writer.finish()

@@ -97,9 +97,14 @@ impl Scratch {
             Database::Embedded { .. } => String::new(),
             Database::Server(_) => format!("database `{}`, ", server.db_name),
         };
+        let bucket = match self.bucket_was_there {
+            true => "",
+            false => "bucket ",
+        };
         format!(
-            "stream `{}`, {database}folder `{}`",
+            "stream `{}` and its record in {bucket}`{}`, {database}folder `{}`",
             self.stream_name(),
+            checkpoint::BUCKET,
             server.base_dir.display()
         )
     }
@@ -145,6 +150,7 @@ impl Scratch {
     /// Makes the stream new, as the daemon would make it but for the duplicate window.
     pub async fn empty_stream(&self) -> Result<()> {
         self.remove_stream().await?;
+        self.forget().await?;
         let stream =
             nats::open_stream(&self.jetstream, &self.config.integrations.messaging).await?;
         let config = StreamConfig {
@@ -156,14 +162,18 @@ impl Scratch {
         Ok(())
     }
 
-    /// Removes the stream and its checkpoint.
     async fn remove_stream(&self) -> Result<()> {
         let name = self.stream_name();
         if nats::find_stream(&self.jetstream, name).await?.is_some() {
             self.jetstream.delete_stream(name).await?;
         }
+        Ok(())
+    }
+
+    /// Removes the stream's checkpoint.
+    async fn forget(&self) -> Result<()> {
         let consumer = &self.config.integrations.messaging.jetstream.consumer_name;
-        checkpoint::forget(&self.jetstream, name, consumer).await?;
+        checkpoint::forget(&self.jetstream, self.stream_name(), consumer).await?;
         Ok(())
     }
 
@@ -252,11 +262,13 @@ impl Scratch {
     }
 
     async fn remove_from_nats(&self) -> Result<()> {
-        self.remove_stream().await?;
-        if !self.bucket_was_there {
-            checkpoint::delete_empty_bucket(&self.jetstream).await?;
-        }
-        Ok(())
+        let stream = self.remove_stream().await;
+        let record = self.forget().await;
+        let bucket = match self.bucket_was_there {
+            true => Ok(()),
+            false => checkpoint::delete_empty_bucket(&self.jetstream).await,
+        };
+        stream.and(record).and(bucket.map_err(Into::into))
     }
 }
 

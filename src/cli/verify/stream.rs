@@ -69,11 +69,7 @@ pub async fn compare(
     let id = StreamId::of(&stream).to_string();
     let mut chunk = Chunk {
         clickhouse,
-        decoder: Decoder::new(
-            &id,
-            &messaging.subjects.analytics_events,
-            &messaging.subjects.analytics_batch,
-        ),
+        decoder: Decoder::new(&id, &messaging.subjects),
         oldest: Millis(midnight(Span::all(config).first)),
         messages: Vec::new(),
         found: Comparison {

@@ -31,6 +31,7 @@ const DEFAULT: u32 = 0;
 impl LowCardinality {
     /// Sets the value of a row after all that are set.
     pub fn set(&mut self, row: usize, value: &str) {
+        debug_assert!(row >= self.rows.len(), "row {row} is set already");
         let number = self.number(value);
         self.rows.resize(row, DEFAULT);
         self.rows.push(number);

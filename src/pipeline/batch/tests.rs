@@ -111,6 +111,26 @@ fn a_recorded_range_whose_messages_are_gone_ends_with_what_is_left() {
     assert!(batcher.end_of_stream().is_empty());
 }
 
+#[test]
+fn messages_are_taken_ahead_by_rows_by_bytes_or_by_their_part_of_a_batch() {
+    let now = Instant::now();
+    let size = message(1).size();
+    let taken = |limits, rows, messages: u64| {
+        let mut batcher = Batcher::new(limits, []);
+        let mut chunks = Vec::new();
+        for sequence in 1..=messages {
+            assert!(batcher.push(message(sequence), rows, now).is_empty());
+            chunks.extend(batcher.take_chunk().map(|chunk| chunk.len()));
+        }
+        chunks
+    };
+    assert_eq!(taken(limits(100_000), 1, 2_500), [1_000, 1_000]);
+    assert_eq!(taken(limits(100_000), 600, 5), [2, 2]);
+    assert_eq!(taken(limits(40), 1, 39), [10, 10, 10]);
+    let messages = (CHUNK.1 / size + 1) as u64;
+    assert_eq!(taken(limits(usize::MAX), 0, messages), [messages as usize]);
+}
+
 proptest! {
     /// Whatever comes, and wherever it is cut: nothing twice, nothing left out,
     /// in order, and what was recorded is cut as it was.
@@ -133,12 +153,17 @@ proptest! {
         let mut sequence = 0;
         let mut sent = Vec::new();
         let mut batches = Vec::new();
+        // Messages that were taken of the batch that comes next.
+        let mut ahead = vec![0];
         for (i, gap) in gaps.iter().enumerate() {
             sequence += gap;
             sent.push((sequence, rows[i]));
             batches.extend(batcher.push(message(sequence), rows[i], Instant::now()));
+            ahead.resize(batches.len() + 1, 0);
+            ahead[batches.len()] += batcher.take_chunk().map_or(0, |chunk| chunk.len());
             if i % flush_every == 0 {
                 batches.extend(batcher.flush());
+                ahead.resize(batches.len() + 1, 0);
             }
         }
         batches.extend(batcher.end_of_stream());
@@ -153,6 +178,9 @@ proptest! {
                 .map(|(_, rows)| rows)
                 .sum();
             prop_assert_eq!(batch.rows, expected);
+        }
+        for (batch, ahead) in batches.iter().zip(ahead) {
+            prop_assert_eq!(batch.taken, ahead);
         }
         let stored: usize = batches.iter().map(|batch| batch.rows).sum();
         prop_assert_eq!(stored, sent.iter().map(|(_, rows)| rows).sum::<usize>());

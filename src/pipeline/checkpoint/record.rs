@@ -169,9 +169,12 @@ impl Record {
         }
     }
 
-    /// Takes out a range that is stored, which must be the first one.
+    /// Takes out a range that is stored.
+    ///
+    /// # Panics
+    /// When it is not the first one: what is before it would count as stored.
     pub fn retire(&mut self, range: &Range) {
-        debug_assert_eq!(
+        assert_eq!(
             self.in_flight.first().map(|first| &first.range),
             Some(range),
             "ranges are committed in order"

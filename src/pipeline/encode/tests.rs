@@ -4,6 +4,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::*;
+use crate::config::Subjects;
 use crate::dead_letter::Reason;
 use crate::event::Place;
 use crate::pipeline::message::Headers;
@@ -16,7 +17,7 @@ const STORED_AT: i64 = 1_795_000_000_000_000_000;
 
 fn encoder() -> Encoder {
     let stream = "ANALYTICS@1";
-    let decoder = Decoder::new(stream, "fechatter.analytics.>", "fechatter.analytics.batch");
+    let decoder = Decoder::new(stream, &Subjects::default());
     Encoder::new(stream.to_owned(), decoder)
 }
 
@@ -52,6 +53,7 @@ fn batch() -> Batch {
         bytes: messages.iter().map(Message::size).sum(),
         ack: Some("ack".into()),
         messages,
+        taken: 0,
     }
 }
 

@@ -201,9 +201,9 @@ impl Selected<'_> {
     pub fn keep_missing(&mut self, held: &HashSet<Origin>, oldest: Millis, encoder: &Encoder) {
         let missing = |source: &Source| !held.contains(&Origin::of(source));
         match self {
-            Self::Events(sources) => sources.retain(|source| {
-                missing(source) && encoder.server_ts(source).is_some_and(|ts| ts > oldest)
-            }),
+            Self::Events(sources) => {
+                sources.retain(|source| missing(source) && encoder.server_ts(source) > oldest)
+            }
             Self::Letters(letters) => letters
                 .retain(|letter| missing(&letter.source) && letter.source.received_at > oldest),
         }
