@@ -131,7 +131,11 @@ await() {
 healthy() (
   { exec 3<>"/dev/tcp/127.0.0.1/$port"; } 2>/dev/null || exit 1
   printf 'GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3
-  read -r -t 5 _ status _ <&3 && [[ $status == 200 ]]
+  while IFS= read -r -t 5 line <&3 || [[ -n $line ]]; do
+    [[ $line == *'"status":"healthy"'* ]] && exit 0
+    line=
+  done
+  exit 1
 )
 
 step "1/5 What this machine lacks"

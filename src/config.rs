@@ -7,6 +7,7 @@ mod address;
 mod load;
 mod values;
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,13 +26,16 @@ pub struct Config {
     pub server: Server,
     pub integrations: Integrations,
     pub features: Features,
+    pub observability: Observability,
 }
 
 /// The daemon itself and the ClickHouse that it writes to.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
-    /// Port of the daemon's own HTTP interface, on the loopback address. Default 6690.
+    /// Address that the daemon's own HTTP interface listens on. Default `127.0.0.1`.
+    pub host: IpAddr,
+    /// Its port. Default 6690.
     pub port: u16,
     /// Where ClickHouse is. Default `http://localhost:8123`.
     pub db_url: Database,
@@ -49,6 +53,7 @@ pub struct Server {
 impl Default for Server {
     fn default() -> Self {
         Self {
+            host: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 6690,
             db_url: Database::default(),
             db_user: "default".to_owned(),
@@ -57,6 +62,20 @@ impl Default for Server {
             base_dir: PathBuf::from("/tmp/fechatter_analytics"),
         }
     }
+}
+
+/// What is told of the daemon.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Observability {
+    pub metrics: MetricsConfig,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// A port for `/metrics` alone, beside `server.port`. Default none.
+    pub port: Option<u16>,
 }
 
 /// `server.db_url`: a ClickHouse server's HTTP address, or `embedded`.

@@ -45,7 +45,7 @@ impl PayloadIs {
 }
 
 /// Why an event became a dead letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// The bytes are not the protobuf message that they should be.
     Undecodable,
@@ -58,6 +58,13 @@ pub enum Reason {
 }
 
 impl Reason {
+    pub const ALL: [Self; 4] = [
+        Self::Undecodable,
+        Self::MissingContext,
+        Self::MissingClientId,
+        Self::Refused,
+    ];
+
     /// The value of the column `reason`.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -59,6 +59,26 @@ impl Event {
     }
 }
 
+/// The types of the contract, by their names.
+pub const TYPE_NAMES: [&str; 16] = [
+    "app_start",
+    "app_exit",
+    "user_login",
+    "user_logout",
+    "user_register",
+    "chat_created",
+    "message_sent",
+    "chat_joined",
+    "chat_left",
+    "navigation",
+    "file_uploaded",
+    "file_downloaded",
+    "search_performed",
+    "notification_received",
+    "error_occurred",
+    "bot_response",
+];
+
 /// The name by which an event type is stored: its field's name in the contract.
 pub fn type_name(kind: &EventType) -> &'static str {
     match kind {
@@ -261,5 +281,23 @@ columns! {
         bot_response_tokens_used: Plain<u32> = &e.tokens_used,
         bot_response_success: Plain<bool> = &e.success,
         bot_response_error_message: Plain<str> = &e.error_message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::sample::Population;
+
+    #[test]
+    fn the_names_of_the_types_are_those_of_the_contract() {
+        let mut population = Population::new(1);
+        let mut event = || population.event(UNIX_EPOCH, None).event;
+        let kinds = (0..1_000).filter_map(|_| event().event_type);
+        let names: BTreeSet<_> = kinds.map(|kind| type_name(&kind)).collect();
+        assert_eq!(names, BTreeSet::from(TYPE_NAMES));
     }
 }

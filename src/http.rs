@@ -1,40 +1,62 @@
-//! The daemon's HTTP interface: `/health`.
+//! The daemon's HTTP interface: `/health`, `/livez`, `/readyz` and `/metrics`.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use async_nats::connection::State as Connection;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::routing::get;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::client::describe;
+use crate::metrics::Metrics;
 use crate::pipeline::Progress;
 
 /// How long a question about health may wait for ClickHouse.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What `/health` tells.
+/// How often the daemon's main task shows that it goes on.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// How long it may show nothing. It never works for longer without waiting for something.
+const STUCK: Duration = Duration::from_secs(30);
+
+/// What the endpoints tell.
 pub struct Health {
     nats: OnceLock<Client>,
     clickhouse: ClickHouse,
     progress: Arc<Progress>,
+    shutdown: CancellationToken,
+    prepared: AtomicBool,
     running: AtomicBool,
+    beat: Mutex<Instant>,
 }
 
 impl Health {
-    pub fn new(clickhouse: ClickHouse, progress: Arc<Progress>) -> Self {
+    pub fn new(
+        clickhouse: ClickHouse,
+        progress: Arc<Progress>,
+        shutdown: CancellationToken,
+    ) -> Self {
         Self {
             nats: OnceLock::new(),
             clickhouse,
             progress,
+            shutdown,
+            prepared: AtomicBool::new(false),
             running: AtomicBool::new(false),
+            beat: Mutex::new(Instant::now()),
         }
     }
 
@@ -43,65 +65,134 @@ impl Health {
         let _ = self.nats.set(nats);
     }
 
+    /// Says that ClickHouse's tables are as they must be.
+    pub fn prepared(&self) {
+        self.prepared.store(true, Relaxed);
+    }
+
     /// Says that the pipeline runs, for as long as the guard lives.
     pub fn running(&self) -> Running<'_> {
         self.running.store(true, Relaxed);
         Running(self)
     }
 
-    /// Rows and dead letters stored since the process started.
-    pub fn counts(&self) -> (u64, u64) {
-        let progress = &self.progress;
-        (
-            progress.stored.load(Relaxed),
-            progress.dead_letters.load(Relaxed),
-        )
+    /// Shows again and again that the task goes on in which this is polled.
+    pub async fn beat(&self) -> Infallible {
+        loop {
+            *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            tokio::time::sleep(BEAT).await;
+        }
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.progress.metrics
+    }
+
+    fn nats(&self) -> Result<(), &'static str> {
+        match self.nats.get().map(Client::connection_state) {
+            Some(Connection::Connected) => Ok(()),
+            Some(_) => Err("connection lost"),
+            None => Err("not connected yet"),
+        }
+    }
+
+    async fn clickhouse(&self) -> Result<(), String> {
+        match tokio::time::timeout(PATIENCE, self.clickhouse.version()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(describe(&error)),
+            Err(_) => Err("no answer".to_owned()),
+        }
+    }
+
+    /// Whether the daemon's loop goes on. What it waits for does not matter: a restart
+    /// would not bring it.
+    fn is_alive(&self) -> Result<(), &'static str> {
+        let beat = *self.beat.lock().unwrap_or_else(PoisonError::into_inner);
+        match beat.elapsed() < STUCK {
+            true => Ok(()),
+            false => Err("the main task is stuck"),
+        }
+    }
+
+    /// Whether it can do its work. ClickHouse may be away: the stream holds the events.
+    fn is_ready(&self) -> Result<(), &'static str> {
+        match self.shutdown.is_cancelled() {
+            true => Err("stopping"),
+            false => self.nats().map_err(|_| "NATS is away"),
+        }
     }
 
     async fn report(&self) -> (StatusCode, Value) {
-        let nats = match self.nats.get().map(Client::connection_state) {
-            Some(Connection::Connected) => Ok(()),
-            Some(_) => Err("connection lost".to_owned()),
-            None => Err("not connected yet".to_owned()),
+        let nats = self.nats();
+        let clickhouse = self.clickhouse().await;
+        let clickhouse = clickhouse.and(self.progress.held_up_by().map_or(Ok(()), Err));
+        let schema = match self.prepared.load(Relaxed) {
+            true => Ok(()),
+            false => Err("not looked at yet"),
         };
-        let clickhouse = match tokio::time::timeout(PATIENCE, self.clickhouse.version()).await {
-            Ok(Ok(_)) => self.progress.held_up_by().map_or(Ok(()), Err),
-            Ok(Err(error)) => Err(describe(&error)),
-            Err(_) => Err("no answer".to_owned()),
+        let pipeline = match (self.running.load(Relaxed), self.shutdown.is_cancelled()) {
+            (_, true) => Err("stopping"),
+            (true, false) => Ok(()),
+            (false, false) => Err("not running"),
         };
-        let pipeline = self
-            .running
-            .load(Relaxed)
-            .then_some(())
-            .ok_or_else(|| "not running".to_owned());
-        let healthy = nats.is_ok() && clickhouse.is_ok() && pipeline.is_ok();
-        let (stored, dead_letters) = self.counts();
-        let expired = self.progress.expired.load(Relaxed);
-        let role = match self.progress.is_standing_by() {
-            true => "standby",
-            false => "active",
+        let status = if nats.is_err() || pipeline.is_err() {
+            "unhealthy"
+        } else if clickhouse.is_err() || schema.is_err() {
+            "degraded"
+        } else {
+            "healthy"
         };
+        let (stored, dead_letters) = self.metrics().stored();
         let report = json!({
-            "status": if healthy { "healthy" } else { "unhealthy" },
+            "status": status,
             "service": "analytics-server",
             "version": env!("CARGO_PKG_VERSION"),
-            "role": role,
+            "role": if self.progress.is_standing_by() { "standby" } else { "active" },
             "nats": told(nats),
             "clickhouse": told(clickhouse),
+            "schema": told(schema),
             "pipeline": told(pipeline),
-            "events": { "stored": stored, "dead_letters": dead_letters, "expired": expired },
+            "lag": {
+                "pending": self.metrics().consumer_pending.get(),
+                "ack_pending": self.metrics().consumer_ack_pending.get(),
+            },
+            "last_insert": self.metrics().last_stored().map(rfc3339),
+            "events": {
+                "stored": stored,
+                "dead_letters": dead_letters,
+                "expired": self.metrics().expired.get(),
+            },
         });
-        let status = if healthy {
-            StatusCode::OK
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
+        let code = match status {
+            "unhealthy" => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::OK,
         };
-        (status, report)
+        (code, report)
+    }
+
+    async fn figures(&self) -> String {
+        let clickhouse = self.clickhouse().await;
+        self.metrics()
+            .set_up(self.nats().is_ok(), clickhouse.is_ok());
+        self.metrics().render()
     }
 }
 
-fn told(state: Result<(), String>) -> String {
-    state.map_or_else(|reason| reason, |()| "ok".to_owned())
+fn told(state: Result<(), impl Into<String>>) -> String {
+    state.map_or_else(Into::into, |()| "ok".to_owned())
+}
+
+fn rfc3339(unix_seconds: f64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp_nanos((unix_seconds * 1e9) as i128);
+    let time = time.map(|time| time.truncate_to_millisecond().format(&Rfc3339));
+    time.ok().and_then(Result::ok).unwrap_or_default()
+}
+
+fn probe(state: Result<(), &'static str>) -> (StatusCode, String) {
+    match state {
+        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
 }
 
 /// While it lives, the pipeline counts as running.
@@ -113,17 +204,33 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Answers until the process ends.
+/// Answers all endpoints until the process ends.
 pub async fn serve(listener: TcpListener, health: Arc<Health>) {
+    let report = async |State(health): State<Arc<Health>>| {
+        let (status, report) = health.report().await;
+        (status, Json(report))
+    };
+    let alive = async |State(health): State<Arc<Health>>| probe(health.is_alive());
+    let ready = async |State(health): State<Arc<Health>>| probe(health.is_ready());
     let routes = Router::new()
-        .route(
-            "/health",
-            get(async |State(health): State<Arc<Health>>| {
-                let (status, report) = health.report().await;
-                (status, Json(report))
-            }),
-        )
-        .with_state(health);
+        .route("/health", get(report))
+        .route("/livez", get(alive))
+        .route("/readyz", get(ready))
+        .route("/metrics", metrics());
     // Accept errors are handled inside; it does not return.
-    let _ = axum::serve(listener, routes).await;
+    let _ = axum::serve(listener, routes.with_state(health)).await;
+}
+
+/// Answers `/metrics` alone until the process ends.
+pub async fn serve_metrics(listener: TcpListener, health: Arc<Health>) {
+    let routes = Router::new().route("/metrics", metrics());
+    let _ = axum::serve(listener, routes.with_state(health)).await;
+}
+
+fn metrics() -> MethodRouter<Arc<Health>> {
+    get(async |State(health): State<Arc<Health>>| {
+        let figures = health.figures().await;
+        let format = (header::CONTENT_TYPE, prometheus::TEXT_FORMAT);
+        ([format], figures).into_response()
+    })
 }

@@ -11,7 +11,7 @@
 //! | blocks, schema, client | [`clickhouse`] |
 //!
 //! Around it: [`config`] (`analytics.yml`), [`cli`] (a file a command), [`http`]
-//! (health), [`pb`] (the wire contract), [`sample`] (made-up events for `send` and
+//! (health and [`metrics`]), [`pb`] (the wire contract), [`sample`] (made-up events for `send` and
 //! `bench`), [`retry`] (waiting for a server, and saying so once), [`versions`] (of
 //! servers).
 //!
@@ -24,6 +24,7 @@ pub mod config;
 pub mod dead_letter;
 pub mod event;
 pub mod http;
+pub mod metrics;
 pub mod nats;
 pub mod pb;
 pub mod pipeline;

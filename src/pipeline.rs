@@ -15,13 +15,17 @@ pub mod checkpoint;
 pub mod consume;
 pub mod decode;
 pub mod encode;
+mod error;
 mod fault;
+mod flow;
 pub mod insert;
+mod lag;
 pub mod message;
 mod metadata;
 mod progress;
 mod read;
 pub mod recover;
+pub mod tally;
 mod write;
 
 use std::sync::Arc;
@@ -37,18 +41,19 @@ use tracing::{debug, info, warn};
 
 use crate::clickhouse::ClickHouse;
 use crate::config::Config;
-use crate::nats::{self, StreamError, StreamId};
+use crate::nats::{self, StreamId};
 use ahead::Ahead;
 use batch::{Batcher, Limits};
-use checkpoint::{Checkpoint, CheckpointError, Claim, Turn, Written};
-use consume::{ConsumeError, Consumer};
+use checkpoint::{Checkpoint, Claim, Turn, Written};
+use consume::Consumer;
 use decode::Decoder;
 use encode::Encoder;
+use flow::Flow;
 use insert::Inserter;
 use read::{Reader, Until};
-use recover::RecoverError;
 use write::Writer;
 
+pub use error::PipelineError;
 pub use progress::Progress;
 
 /// How long a stop may take to store what is held: service managers send SIGKILL
@@ -58,43 +63,6 @@ const GRACE: Duration = Duration::from_secs(18);
 /// Fruitless runs after which messages are fetched one by one: NATS may have been
 /// away for the first ones.
 const FRUITLESS: u32 = 3;
-
-#[derive(Debug, thiserror::Error)]
-pub enum PipelineError {
-    #[error(transparent)]
-    Stream(#[from] StreamError),
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    #[error(transparent)]
-    Recover(#[from] RecoverError),
-    #[error(transparent)]
-    Consume(#[from] ConsumeError),
-    #[error("acknowledging failed: {0}")]
-    Ack(#[from] async_nats::PublishError),
-    #[error("a task of the pipeline failed, which is a fault of this program")]
-    TaskFailed,
-}
-
-impl PipelineError {
-    /// Whether running again cannot help, or must not be tried.
-    pub fn is_final(&self) -> bool {
-        matches!(
-            self.checkpoint(),
-            Some(CheckpointError::Forgetful | CheckpointError::Corrupt { .. })
-        )
-    }
-
-    fn is_fenced(&self) -> bool {
-        matches!(self.checkpoint(), Some(CheckpointError::Fenced { .. }))
-    }
-
-    fn checkpoint(&self) -> Option<&CheckpointError> {
-        match self {
-            Self::Checkpoint(error) | Self::Recover(RecoverError::Checkpoint(error)) => Some(error),
-            _ => None,
-        }
-    }
-}
 
 /// Carries events from the stream into ClickHouse.
 pub struct Pipeline {
@@ -146,9 +114,20 @@ impl Pipeline {
         };
         let lead = lead?;
         let checkpoint = Arc::clone(&lead.checkpoint);
+        let lag = lag::watch(
+            lead.stream.clone(),
+            self.config
+                .integrations
+                .messaging
+                .jetstream
+                .consumer_name
+                .clone(),
+            Arc::clone(&self.progress),
+        );
         let outcome = tokio::select! {
             outcome = self.carry(lead, Until::Shutdown(shutdown.clone())) => outcome,
             error = checkpoint.keep() => Err(error.into()),
+            never = lag => match never {},
             () = grace_over(shutdown) => {
                 warn!("stopping with batches that ClickHouse did not take; they are recorded and go first at the next start");
                 Ok(())
@@ -236,6 +215,7 @@ impl Pipeline {
                 consumer: messaging.jetstream.consumer_name.clone(),
                 lease_timeout: config.features.analytics.lease_timeout,
                 at_once,
+                writes: self.progress.metrics.checkpoint_writes.clone(),
             };
             let turn = checkpoint::wait_for_turn(&bucket, &claim, |owner| {
                 if self.progress.set_standing_by(true) {
@@ -265,6 +245,7 @@ impl Pipeline {
             }
             let taken = Checkpoint::take_over(bucket, claim, turn, self.last.clone()).await?;
             if let Some(checkpoint) = taken {
+                self.progress.metrics.checkpoint_takeovers.inc();
                 return Ok(Lead {
                     jetstream,
                     stream,
@@ -295,10 +276,12 @@ impl Pipeline {
         };
         let check_until = check_until?;
         let record = checkpoint.record().await;
+        let ranges = record.in_flight.len();
+        self.progress.metrics.ranges.set(ranges as i64);
         info!(
             stream = %checkpoint.stream(),
             committed = record.committed,
-            in_flight = record.in_flight.len(),
+            in_flight = ranges,
             "checkpoint taken over"
         );
 
@@ -313,13 +296,19 @@ impl Pipeline {
         let decoder = Decoder::new(&stream_id, &messaging.subjects);
         let encoder = Arc::new(Encoder::new(stream_id, decoder.clone()));
         let in_flight = record.in_flight.into_iter().map(|recorded| recorded.range);
+        let flow = Arc::new(Flow::new(Arc::clone(&self.progress)));
         let reader = Reader {
             decoder,
             consumer: Consumer::new(jetstream, stream, settings, record.committed, careful_until),
             batcher: Batcher::new(limits, in_flight),
-            ahead: Ahead::new(Arc::clone(&encoder), analytics.decode_workers),
+            ahead: Ahead::new(
+                Arc::clone(&encoder),
+                analytics.decode_workers,
+                Arc::clone(&self.progress),
+            ),
             clickhouse: self.clickhouse.clone(),
             progress: Arc::clone(&self.progress),
+            flow: Arc::clone(&flow),
         };
         let inserter = Inserter {
             clickhouse: self.clickhouse.clone(),
@@ -333,6 +322,7 @@ impl Pipeline {
             inserter: Arc::new(inserter),
             max_in_flight: analytics.max_in_flight.get(),
             check_until,
+            flow,
         };
         let (sender, batches) = mpsc::channel(1);
         let reader = AbortOnDropHandle::new(tokio::spawn(reader.run(sender, until)));

@@ -1,3 +1,4 @@
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,17 +27,21 @@ pub async fn run(config: Config) -> Result<ExitCode> {
     // By a second signal nothing is lost, only done again.
     stop::on_signals(shutdown.clone(), "storing what is held")?;
 
-    let address = ("127.0.0.1", config.server.port);
-    let listener = TcpListener::bind(address).await.with_context(|| {
-        format!(
-            "cannot listen on 127.0.0.1:{} (server.port)",
-            config.server.port
-        )
-    })?;
+    let host = config.server.host;
+    let listener = listen(host, config.server.port, "server.port").await?;
     let clickhouse = ClickHouse::new(&config);
     let progress = Arc::new(Progress::default());
-    let health = Arc::new(Health::new(clickhouse.clone(), Arc::clone(&progress)));
+    let health = Arc::new(Health::new(
+        clickhouse.clone(),
+        Arc::clone(&progress),
+        shutdown.clone(),
+    ));
     info!(address = %listener.local_addr()?, version = env!("CARGO_PKG_VERSION"), "analytics-server listens");
+    if let Some(port) = config.observability.metrics.port {
+        let listener = listen(host, port, "observability.metrics.port").await?;
+        info!(address = %listener.local_addr()?, "metrics are served here, too");
+        tokio::spawn(http::serve_metrics(listener, Arc::clone(&health)));
+    }
     // Answers until the very end, so that a slow stop can be watched.
     tokio::spawn(http::serve(listener, Arc::clone(&health)));
 
@@ -50,14 +55,24 @@ pub async fn run(config: Config) -> Result<ExitCode> {
         }
         Database::Server(_) => None,
     };
-    let outcome = carry(&config, clickhouse, progress, &health, &shutdown).await;
+    let outcome = tokio::select! {
+        outcome = carry(&config, clickhouse, Arc::clone(&progress), &health, &shutdown) => outcome,
+        // In the same task: it shows that this one goes on.
+        never = health.beat() => match never {},
+    };
     if let Some(engine) = engine {
         engine.stop().await;
     }
     outcome?;
-    let (stored, dead_letters) = health.counts();
+    let (stored, dead_letters) = progress.metrics.stored();
     info!(stored, dead_letters, "stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+async fn listen(host: IpAddr, port: u16, key: &str) -> Result<TcpListener> {
+    let address = SocketAddr::new(host, port);
+    let listener = TcpListener::bind(address).await;
+    listener.with_context(|| format!("cannot listen on {address} ({key})"))
 }
 
 /// Waits for both servers, brings the schema up to date, then runs the pipeline
@@ -99,6 +114,7 @@ async fn carry(
     for done in done? {
         info!("schema: applied {done}");
     }
+    health.prepared();
 
     let pipeline = Pipeline::new(Arc::clone(config), nats, clickhouse, owner(), progress);
     keep_running(pipeline, health, shutdown).await

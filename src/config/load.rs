@@ -7,7 +7,8 @@ use secrecy::SecretString;
 use super::{Address, Config, Database, values};
 
 /// The environment variables that override a key of the file, with what each is for.
-pub const ENVIRONMENT: [(&str, &str); 8] = [
+pub const ENVIRONMENT: [(&str, &str); 9] = [
+    ("ANALYTICS_HOST", "server.host"),
     ("ANALYTICS_PORT", "server.port"),
     ("ANALYTICS_NATS_URL", "integrations.messaging.nats_url"),
     ("ANALYTICS_DB_URL", "server.db_url"),
@@ -102,6 +103,11 @@ impl Config {
         let env = |name| env(name).filter(|value| !value.is_empty());
         let invalid = |name, message: String| ConfigError::Environment { name, message };
 
+        if let Some(host) = env("ANALYTICS_HOST") {
+            self.server.host = host
+                .parse()
+                .map_err(|_| invalid("ANALYTICS_HOST", format!("`{host}` is not an IP address")))?;
+        }
         if let Some(port) = env("ANALYTICS_PORT") {
             self.server.port = port
                 .parse()

@@ -10,6 +10,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::batch::Batch;
 use super::encode::{Encoded, Encoder, Run};
 use super::message::Message;
+use super::progress::Progress;
+use crate::metrics::Stage;
 
 /// A batch that is being encoded, while the next one is read.
 pub type Encoding = AbortOnDropHandle<Result<Encoded, JoinError>>;
@@ -17,6 +19,7 @@ pub type Encoding = AbortOnDropHandle<Result<Encoded, JoinError>>;
 /// The open batch, as far as it is decoded.
 pub struct Ahead {
     encoder: Arc<Encoder>,
+    progress: Arc<Progress>,
     /// One for each task that may decode at a time.
     workers: Arc<Semaphore>,
     runs: Vec<AbortOnDropHandle<Run>>,
@@ -25,9 +28,10 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    pub fn new(encoder: Arc<Encoder>, workers: NonZeroUsize) -> Self {
+    pub fn new(encoder: Arc<Encoder>, workers: NonZeroUsize, progress: Arc<Progress>) -> Self {
         Self {
             encoder,
+            progress,
             workers: Arc::new(Semaphore::new(workers.get())),
             runs: Vec::new(),
             taken: 0,
@@ -43,9 +47,11 @@ impl Ahead {
     pub fn decode(&mut self, messages: Vec<Message>) {
         self.taken += messages.len();
         let (encoder, workers) = (Arc::clone(&self.encoder), Arc::clone(&self.workers));
+        let progress = Arc::clone(&self.progress);
         let run = tokio::spawn(async move {
             // It is never closed.
             let _worker = workers.acquire().await;
+            let _stage = progress.metrics.stage(Stage::Decode);
             encoder.decode(messages)
         });
         self.runs.push(AbortOnDropHandle::new(run));
@@ -62,14 +68,18 @@ impl Ahead {
             batch.taken,
             "messages of another batch were decoded ahead"
         );
-        let encoder = Arc::clone(&self.encoder);
+        let (encoder, progress) = (Arc::clone(&self.encoder), Arc::clone(&self.progress));
         let runs = std::mem::take(&mut self.runs);
         Encoding::new(tokio::spawn(async move {
             let mut ahead = Vec::with_capacity(runs.len());
             for run in runs {
                 ahead.push(run.await?);
             }
-            tokio::task::spawn_blocking(move || encoder.encode(ahead, batch)).await
+            let encode = move || {
+                let _stage = progress.metrics.stage(Stage::Encode);
+                encoder.encode(ahead, batch)
+            };
+            tokio::task::spawn_blocking(encode).await
         }))
     }
 }

@@ -22,6 +22,8 @@ pub struct Batch {
     pub messages: Vec<Message>,
     /// How many were taken.
     pub taken: usize,
+    /// What completed it.
+    pub flush: Flush,
     /// Rows that the messages become.
     pub rows: usize,
     /// Bytes of the messages, payloads and headers.
@@ -37,6 +39,7 @@ impl Batch {
             range,
             messages: Vec::new(),
             taken: 0,
+            flush: Flush::End,
             rows: 0,
             bytes: 0,
             ack: None,
@@ -50,6 +53,41 @@ impl Batch {
         self.bytes += message.size();
         self.rows += rows;
         self.messages.push(message);
+    }
+}
+
+/// What completes a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flush {
+    /// It has as many rows as one may have.
+    Rows,
+    /// Or as many bytes.
+    Bytes,
+    /// Its first message waited long enough.
+    Age,
+    /// It was cut there before, and stands so in the checkpoint.
+    Recorded,
+    /// Reading ended.
+    End,
+}
+
+impl Flush {
+    pub const ALL: [Self; 5] = [
+        Self::Rows,
+        Self::Bytes,
+        Self::Age,
+        Self::Recorded,
+        Self::End,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rows => "rows",
+            Self::Bytes => "bytes",
+            Self::Age => "age",
+            Self::Recorded => "recorded",
+            Self::End => "end",
+        }
     }
 }
 
@@ -141,10 +179,16 @@ impl Batcher {
         let Limits {
             rows: most, bytes, ..
         } = self.limits;
-        let is_full = open.batch.rows >= most || open.batch.bytes >= bytes;
-        if is_full || now >= open.deadline {
-            complete.extend(self.flush());
-        }
+        let flush = if open.batch.rows >= most {
+            Flush::Rows
+        } else if open.batch.bytes >= bytes {
+            Flush::Bytes
+        } else if now >= open.deadline {
+            Flush::Age
+        } else {
+            return complete;
+        };
+        complete.extend(self.flush(flush));
         complete
     }
 
@@ -177,11 +221,13 @@ impl Batcher {
     }
 
     /// Completes the open batch, full or not; a recorded range stays open.
-    pub fn flush(&mut self) -> Option<Batch> {
+    pub fn flush(&mut self, flush: Flush) -> Option<Batch> {
         if !self.recorded.is_empty() {
             return None;
         }
-        self.open.take().map(|open| open.batch)
+        let Open { mut batch, .. } = self.open.take()?;
+        batch.flush = flush;
+        Some(batch)
     }
 
     /// Whether every recorded range was cut again.
@@ -205,7 +251,9 @@ impl Batcher {
     fn close_recorded(&mut self) -> Option<Batch> {
         let range = self.recorded.pop_front()?;
         let open = self.open.take().map(|open| open.batch);
-        Some(open.unwrap_or_else(|| Batch::empty(range)))
+        let mut batch = open.unwrap_or_else(|| Batch::empty(range));
+        batch.flush = Flush::Recorded;
+        Some(batch)
     }
 }
 

@@ -11,6 +11,7 @@ mod record;
 use std::time::Duration;
 
 use async_nats::jetstream::kv::Store;
+use prometheus::IntCounter;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -60,6 +61,8 @@ pub struct Claim {
     pub lease_timeout: Duration,
     /// Takes the record also from an instance that works, which then stands by.
     pub at_once: bool,
+    /// Counts the writes of the record.
+    pub writes: IntCounter,
 }
 
 impl Claim {
@@ -280,6 +283,7 @@ impl Checkpoint {
             Ok(written) => *revision = written,
             Err(Conflict) => return Err(self.fenced(&key).await),
         }
+        self.claim.writes.inc();
         state.confirmed = Instant::now();
         Ok(())
     }

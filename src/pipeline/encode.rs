@@ -10,10 +10,11 @@ use async_nats::Subject;
 use time::Date;
 use tracing::debug;
 
-use super::batch::Batch;
+use super::batch::{Batch, Flush};
 use super::checkpoint::Range;
 use super::decode::{Decoder, Fate};
 use super::message::Message;
+use super::tally::Tally;
 use crate::clickhouse::native::{Block, Millis};
 use crate::dead_letter::{self, DeadLetter};
 use crate::event::{Columns, Event, Source};
@@ -27,8 +28,12 @@ pub struct Encoded {
     /// Rows of `analytics_events`.
     pub block: Block,
     pub dead_letters: Vec<DeadLetter>,
+    /// The events that the block has, by type and producer.
+    pub tally: Tally,
     /// The days of the events.
     pub days: BTreeSet<Date>,
+    /// What completed the batch.
+    pub flush: Flush,
     /// Bytes of the messages.
     pub bytes: usize,
     /// Where the last acknowledgement goes; `None` when there is no message to
@@ -79,7 +84,9 @@ impl Encoder {
             sources: Vec::with_capacity(runs.iter().map(|run| run.sources.len()).sum()),
             block: Block::default(),
             dead_letters: Vec::new(),
+            tally: Tally::default(),
             days: BTreeSet::new(),
+            flush: batch.flush,
             bytes: batch.bytes,
             ack: batch.ack,
         };
@@ -88,6 +95,7 @@ impl Encoder {
             columns.push(run.columns);
             encoded.sources.extend(run.sources);
             encoded.dead_letters.extend(run.dead_letters);
+            encoded.tally.extend(&run.tally);
             encoded.days.extend(run.days);
         }
         encoded.block = Columns::block(&self.stream, columns);
@@ -113,6 +121,15 @@ impl Encoder {
         self.event(source).server_ts
     }
 
+    /// Some events of a batch, by type and producer.
+    pub fn tally(&self, sources: &[&Source]) -> Tally {
+        let mut tally = Tally::default();
+        for source in sources {
+            tally.add(&self.event(source));
+        }
+        tally
+    }
+
     /// An event of a batch, as it was decoded before. Left out, it would be lost.
     fn event(&self, source: &Source) -> Event {
         match self.decoder.event(source.clone()) {
@@ -128,6 +145,7 @@ pub struct Run {
     columns: Columns,
     sources: Vec<Source>,
     dead_letters: Vec<DeadLetter>,
+    tally: Tally,
     days: BTreeSet<Date>,
 }
 
@@ -136,6 +154,7 @@ impl Run {
         match fate {
             Ok(event) => {
                 self.columns.push(&event);
+                self.tally.add(&event);
                 self.days.insert(event.server_ts.date());
                 self.sources.push(event.source);
             }

@@ -10,9 +10,8 @@
 
 mod parts;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::{info, warn};
@@ -22,9 +21,12 @@ use super::encode::{Encoded, Encoder};
 use super::fault;
 use super::progress::Progress;
 use super::recover::ask;
+use super::tally::Tally;
 use crate::clickhouse::native::{Block, Millis};
 use crate::clickhouse::stored::{self, Origin};
 use crate::clickhouse::{ClickHouse, InsertError};
+use crate::dead_letter::Reason;
+use crate::metrics::{Settled, Stage};
 use crate::retry::Retry;
 
 use parts::{Selected, Step};
@@ -49,6 +51,33 @@ pub struct Stored {
     pub repeated: bool,
     /// Something of it was there before it was sent: nobody knows of the views.
     pub found: bool,
+    /// Its events that are rows now.
+    events: Tally,
+}
+
+impl Stored {
+    /// What it counts as.
+    pub fn settled(&self) -> Settled<'_> {
+        let refused = self.batch.sources.len() - self.events.total() as usize;
+        let mut letters = BTreeMap::from([(Reason::Refused, refused)]);
+        for letter in &self.batch.dead_letters {
+            *letters.entry(letter.reason).or_default() += 1;
+        }
+        Settled {
+            events: &self.events,
+            dead_letters: letters.into_iter().collect(),
+            bytes: self.batch.bytes,
+            flush: self.batch.flush,
+            age: self.age(),
+        }
+    }
+
+    /// Seconds since JetStream stored the oldest message.
+    fn age(&self) -> f64 {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = since_epoch.unwrap_or_default().as_secs_f64();
+        now - self.batch.range.first_stored_at as f64 / 1e9
+    }
 }
 
 /// How a part came to its end.
@@ -77,6 +106,8 @@ impl Inserter {
         recorded: Recorded,
     ) -> Result<Stored, CheckpointError> {
         let started = Instant::now();
+        let _stage = self.progress.metrics.stage(Stage::Insert);
+        let mut events = batch.tally.clone();
         let Recorded {
             mut in_flight,
             recovered,
@@ -90,6 +121,9 @@ impl Inserter {
         while let Some(step) = steps.front() {
             match self.take(&batch, &in_flight, step, &mut seen).await? {
                 Outcome::Stored => {
+                    if step.part.rows == Rows::Refused {
+                        events.subtract(&self.encoder.tally(&step.sources(&batch)));
+                    }
                     steps.pop_front();
                     continue;
                 }
@@ -122,6 +156,7 @@ impl Inserter {
             batch,
             repeated,
             found,
+            events,
         })
     }
 
@@ -157,7 +192,14 @@ impl Inserter {
                 return Ok(refusal.map_or(Outcome::Missing, Outcome::Refused));
             }
         }
-        self.count(part.rows, block.rows, in_flight);
+        if part.rows != Rows::Events {
+            warn!(
+                first = in_flight.range.first,
+                last = in_flight.range.last,
+                dead_letters = block.rows,
+                "dead letters stored"
+            );
+        }
         Ok(Outcome::Stored)
     }
 
@@ -177,15 +219,22 @@ impl Inserter {
         loop {
             // Whoever was frozen must not go on with what its successor has done.
             self.checkpoint.confirm().await?;
+            let started = Instant::now();
             let insert = self.clickhouse.insert(table, block, token);
             let error = match fault::during("during-insert", insert).await {
-                Ok(()) => return Ok((sent_twice, None)),
+                Ok(()) => {
+                    let took = started.elapsed().as_secs_f64();
+                    self.progress.metrics.insert_duration.observe(took);
+                    return Ok((sent_twice, None));
+                }
                 Err(InsertError::Refused(error)) if rows == Rows::Events => {
                     return Ok((sent_twice, Some(error)));
                 }
                 Err(error) => error,
             };
             sent_twice = true;
+            let unknown = matches!(error, InsertError::Unknown(_));
+            self.progress.metrics.insert_failed(unknown);
             if retry.is_news(&error) {
                 warn!(
                     %error,
@@ -222,19 +271,5 @@ impl Inserter {
             .saturating_sub(self.retention);
         let oldest = Millis(oldest.as_millis() as i64);
         selected.keep_missing(&held, oldest, &self.encoder);
-    }
-
-    fn count(&self, rows: Rows, count: usize, in_flight: &InFlight) {
-        if rows == Rows::Events {
-            self.progress.stored.fetch_add(count as u64, Relaxed);
-            return;
-        }
-        self.progress.dead_letters.fetch_add(count as u64, Relaxed);
-        warn!(
-            first = in_flight.range.first,
-            last = in_flight.range.last,
-            dead_letters = count,
-            "dead letters stored"
-        );
     }
 }

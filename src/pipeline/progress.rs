@@ -1,19 +1,15 @@
 //! What went through since the process started, and what holds it up: the
-//! pipeline's side of `/health`.
+//! pipeline's side of `/health` and `/metrics`.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Counts are in events.
+use crate::metrics::Metrics;
+
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Rows in `analytics_events`.
-    pub stored: AtomicU64,
-    /// Rows in `dead_letters`.
-    pub dead_letters: AtomicU64,
-    /// Messages that the stream dropped before they were stored.
-    pub expired: AtomicU64,
-    /// The last sequence of which that was found out.
+    pub metrics: Metrics,
+    /// The last sequence that is known to have expired.
     expired_until: AtomicU64,
     /// Another instance works, and this one waits for its turn.
     standing_by: AtomicBool,
@@ -43,6 +39,7 @@ impl Progress {
 
     /// Says whether another instance works; true when that is news.
     pub fn set_standing_by(&self, standing_by: bool) -> bool {
+        self.metrics.set_standing_by(standing_by);
         self.standing_by.swap(standing_by, Relaxed) != standing_by
     }
 

@@ -1,7 +1,6 @@
 //! The reading half: consume, batch, and the start of encoding.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -10,9 +9,10 @@ use tracing::{debug, error};
 
 use super::PipelineError;
 use super::ahead::{Ahead, Encoding};
-use super::batch::{Batch, Batcher};
+use super::batch::{Batch, Batcher, Flush};
 use super::consume::{ConsumeError, Consumer, Delivery};
 use super::decode::Decoder;
+use super::flow::Flow;
 use super::progress::Progress;
 use super::recover::ask;
 use crate::clickhouse::{ClickHouse, stored};
@@ -50,6 +50,7 @@ pub struct Reader {
     /// For what the stream has dropped.
     pub clickhouse: ClickHouse,
     pub progress: Arc<Progress>,
+    pub flow: Arc<Flow>,
 }
 
 impl Reader {
@@ -76,7 +77,7 @@ impl Reader {
             }
             let complete = match self.next(&until).await {
                 None => break Ok(()),
-                Some(None) => self.batcher.flush().into_iter().collect(),
+                Some(None) => self.batcher.flush(Flush::Age).into_iter().collect(),
                 Some(Some(Ok(delivery))) => {
                     let is_last = delivery.is_last();
                     let complete = self.take(delivery).await;
@@ -106,7 +107,7 @@ impl Reader {
                 return Ok(());
             }
         };
-        let rest = self.batcher.flush().into_iter().collect();
+        let rest = self.batcher.flush(Flush::End).into_iter().collect();
         self.send(&batches, rest).await;
         outcome
     }
@@ -153,6 +154,7 @@ impl Reader {
             "received"
         );
         let rows = self.decoder.rows(&message);
+        self.flow.received(&message, rows);
         let complete = self.batcher.push(message, rows, Instant::now());
         // What is complete comes first: what was decoded ahead belongs to it.
         if complete.is_empty()
@@ -174,7 +176,7 @@ impl Reader {
         .await;
         let expired = (last - first + 1).saturating_sub(stored);
         if expired > 0 {
-            self.progress.expired.fetch_add(expired, Relaxed);
+            self.progress.metrics.expired.inc_by(expired);
             error!(
                 first,
                 last, expired, "the stream dropped messages before they were stored"

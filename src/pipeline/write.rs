@@ -17,10 +17,12 @@ use tracing::{info, warn};
 use super::ahead::Encoding;
 use super::checkpoint::Recorded;
 use super::encode::Encoded;
+use super::flow::Flow;
 use super::insert::{Inserter, Stored, what_is_missing};
 use super::recover::{ask, process};
 use super::{PipelineError, fault};
 use crate::clickhouse::{ClickHouse, views};
+use crate::metrics::Stage;
 
 /// The acknowledgement; a lost one costs nothing.
 const ACK: &[u8] = b"+ACK";
@@ -32,6 +34,7 @@ pub struct Writer {
     pub max_in_flight: usize,
     /// Up to this sequence, ClickHouse may hold what the checkpoint does not know of.
     pub check_until: u64,
+    pub flow: Arc<Flow>,
 }
 
 impl Writer {
@@ -87,7 +90,14 @@ impl Writer {
             Vec::new()
         };
         let checkpoint = &self.inserter.checkpoint;
-        let recorded: Recorded = checkpoint.begin(&batch.range, parts).await?;
+        let metrics = &self.inserter.progress.metrics;
+        let recorded: Recorded = {
+            let _stage = metrics.stage(Stage::Record);
+            checkpoint.begin(&batch.range, parts).await?
+        };
+        metrics
+            .ranges
+            .set(checkpoint.record().await.in_flight.len() as i64);
         fault::at("after-record");
         let inserter = Arc::clone(&self.inserter);
         let task = tokio::spawn(async move { inserter.store(batch, recorded).await });
@@ -105,9 +115,22 @@ impl Writer {
             .iter()
             .rev()
             .find_map(|stored| stored.batch.ack.clone());
-        let ranges = stored.into_iter().map(|stored| stored.batch.range);
-        self.inserter.checkpoint.commit(ranges).await?;
+        let ranges = stored.iter().map(|stored| stored.batch.range.clone());
+        let Inserter {
+            checkpoint,
+            progress,
+            ..
+        } = &*self.inserter;
+        let metrics = &progress.metrics;
+        {
+            let _stage = metrics.stage(Stage::Commit);
+            checkpoint.commit(ranges).await?;
+        }
         fault::at("after-commit");
+        stored.iter().for_each(|stored| self.flow.settled(stored));
+        metrics
+            .ranges
+            .set(checkpoint.record().await.in_flight.len() as i64);
         if let Some(ack) = ack {
             fault::at("before-ack");
             self.nats.publish(ack, ACK.into()).await?;

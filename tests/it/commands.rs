@@ -313,57 +313,6 @@ async fn logs_can_be_json_and_never_hold_a_payload() {
 }
 
 #[tokio::test]
-async fn health_follows_the_servers() {
-    let mut world = World::new().await;
-    let daemon = world.daemon("flush_interval_seconds: 0.1");
-    let health = async |expected: [&str; 2]| {
-        let address = daemon.address().await;
-        eventually(expected[1], async || {
-            let answer = health_of(&address).await?;
-            expected
-                .iter()
-                .all(|part| answer.contains(part))
-                .then_some(())
-        })
-        .await;
-    };
-    health(["HTTP/1.1 200", r#""status":"healthy""#]).await;
-
-    world
-        .clickhouse()
-        .query("RENAME TABLE analytics_events TO elsewhere")
-        .execute()
-        .await
-        .unwrap();
-    world
-        .publish("app.start", vec![0x0a, 3, 0x0a, 1, b'a'])
-        .await;
-    // The insert's, or that of the question before the first one.
-    health(["HTTP/1.1 503", " fails: Code: 60."]).await;
-    world
-        .clickhouse()
-        .query("RENAME TABLE elsewhere TO analytics_events")
-        .execute()
-        .await
-        .unwrap();
-    health(["HTTP/1.1 200", r#""stored":1"#]).await;
-
-    world.nats.kill();
-    health(["HTTP/1.1 503", r#""nats":"connection lost""#]).await;
-}
-
-pub async fn health_of(address: &str) -> Option<String> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    let mut connection = tokio::net::TcpStream::connect(address).await.ok()?;
-    let request = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    connection.write_all(request).await.ok()?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).await.ok()?;
-    Some(answer)
-}
-
-#[tokio::test]
 async fn serve_runs_clickhouse_itself_where_it_is_embedded() {
     let world = World::new().await;
     let port = free_port();

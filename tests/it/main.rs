@@ -14,6 +14,7 @@ mod contract;
 mod dead_letters;
 mod embedded;
 mod guarantees;
+mod http;
 mod inserts;
 mod login;
 mod pipeline;

@@ -1,7 +1,7 @@
 //! What is stored once also when the record, the stream or an instance is not what
 //! it was.
 
-use crate::commands::health_of;
+use crate::http::health_of;
 use crate::support::daemon::Daemon;
 use crate::support::events::{event, publish_samples};
 use crate::support::{World, eventually};

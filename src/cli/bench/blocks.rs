@@ -16,7 +16,7 @@ use super::scratch::Scratch;
 use crate::clickhouse::native::Block;
 use crate::config::Config;
 use crate::nats::StreamId;
-use crate::pipeline::batch::{Batch, Batcher, Limits};
+use crate::pipeline::batch::{Batch, Batcher, Flush, Limits};
 use crate::pipeline::checkpoint::InFlight;
 use crate::pipeline::decode::Decoder;
 use crate::pipeline::encode::Encoder;
@@ -75,7 +75,7 @@ impl Cutter {
 
     /// The last one, which is not full.
     fn finish(mut self) -> Result<Option<(String, Block)>> {
-        let batch = self.batcher.flush();
+        let batch = self.batcher.flush(Flush::End);
         batch.map(|batch| self.block(batch)).transpose()
     }
 

@@ -1,7 +1,6 @@
 //! The whole pipeline, as `serve` runs it, from an empty checkpoint.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -19,7 +18,7 @@ pub async fn run(scratch: &Scratch, last: u64, bar: &ProgressBar) -> Result<()> 
     let show = async {
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            bar.set_position(progress.stored.load(Relaxed));
+            bar.set_position(progress.metrics.stored().0);
         }
     };
     tokio::select! {

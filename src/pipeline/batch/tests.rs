@@ -67,7 +67,7 @@ fn a_batch_is_due_an_interval_after_its_first_message() {
     let _ = batcher.push(message(1), 1, now);
     let _ = batcher.push(message(2), 1, now + Duration::from_millis(900));
     assert_eq!(batcher.deadline(), Some(now + Duration::from_secs(1)));
-    assert_eq!(bounds(&Vec::from_iter(batcher.flush())), [(1, 2)]);
+    assert_eq!(bounds(&Vec::from_iter(batcher.flush(Flush::Age))), [(1, 2)]);
     assert_eq!(batcher.deadline(), None);
 }
 
@@ -75,7 +75,7 @@ fn a_batch_is_due_an_interval_after_its_first_message() {
 fn messages_without_events_are_still_committed_and_acknowledged() {
     let mut batcher = Batcher::new(limits(100), []);
     let _ = batcher.push(message(7), 0, Instant::now());
-    let batch = batcher.flush().unwrap();
+    let batch = batcher.flush(Flush::Age).unwrap();
     assert_eq!((batch.range.first, batch.range.last, batch.rows), (7, 7, 0));
     assert_eq!(batch.ack.unwrap().as_str(), "ack.7");
 }
@@ -86,7 +86,7 @@ fn recorded_ranges_are_cut_exactly_where_they_were() {
     let mut batcher = Batcher::new(limits(1), [range(1, 3), range(4, 5)]);
     assert!(batcher.push(message(1), 1, now).is_empty());
     assert_eq!(batcher.deadline(), None);
-    assert!(batcher.flush().is_none());
+    assert!(batcher.flush(Flush::Age).is_none());
     assert!(batcher.push(message(2), 1, now).is_empty());
     let complete = batcher.push(message(3), 1, now);
     assert_eq!(complete[0].range, range(1, 3));
@@ -162,12 +162,12 @@ proptest! {
             ahead.resize(batches.len() + 1, 0);
             ahead[batches.len()] += batcher.take_chunk().map_or(0, |chunk| chunk.len());
             if i % flush_every == 0 {
-                batches.extend(batcher.flush());
+                batches.extend(batcher.flush(Flush::Age));
                 ahead.resize(batches.len() + 1, 0);
             }
         }
         batches.extend(batcher.end_of_stream());
-        batches.extend(batcher.flush());
+        batches.extend(batcher.flush(Flush::Age));
 
         for (a, b) in batches.iter().zip(batches.iter().skip(1)) {
             prop_assert!(a.range.last < b.range.first);

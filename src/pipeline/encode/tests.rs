@@ -7,6 +7,7 @@ use super::*;
 use crate::config::Subjects;
 use crate::dead_letter::Reason;
 use crate::event::Place;
+use crate::pipeline::batch::Flush;
 use crate::pipeline::message::Headers;
 use crate::sample::Population;
 
@@ -54,6 +55,7 @@ fn batch() -> Batch {
         ack: Some("ack".into()),
         messages,
         taken: 0,
+        flush: Flush::Rows,
     }
 }
 

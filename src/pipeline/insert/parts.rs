@@ -45,23 +45,31 @@ impl Step {
         }
     }
 
+    fn has(&self, source: &Source) -> bool {
+        (self.part.first..=self.part.last).contains(&source.place)
+    }
+
+    /// The batch's events that the part is made from.
+    pub fn sources<'a>(&self, batch: &'a Encoded) -> Vec<&'a Source> {
+        let sources = batch.sources.iter();
+        sources.filter(|source| self.has(source)).collect()
+    }
+
     /// The rows of the part.
     pub fn select<'a>(&self, batch: &'a Encoded) -> Selected<'a> {
-        let within = |source: &&Source| (self.part.first..=self.part.last).contains(&source.place);
-        let sources = batch.sources.iter().filter(within);
         match self.part.rows {
-            Rows::Events => Selected::Events(sources.collect()),
+            Rows::Events => Selected::Events(self.sources(batch)),
             Rows::Refused => {
                 let letter = |source: &Source| DeadLetter {
                     source: source.clone(),
                     reason: Reason::Refused,
                     error: self.error.clone(),
                 };
-                Selected::Letters(sources.map(letter).collect())
+                Selected::Letters(self.sources(batch).into_iter().map(letter).collect())
             }
             Rows::DeadLetters => {
                 let letters = batch.dead_letters.iter();
-                let letters = letters.filter(|letter| within(&&letter.source));
+                let letters = letters.filter(|letter| self.has(&letter.source));
                 Selected::Letters(letters.cloned().collect())
             }
         }
