@@ -64,6 +64,26 @@ impl Stage {
     }
 }
 
+/// What an instance is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The checkpoint is its own.
+    Active,
+    /// Another one's is.
+    Standby,
+}
+
+impl Role {
+    const ALL: [Self; 2] = [Self::Active, Self::Standby];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Standby => "standby",
+        }
+    }
+}
+
 /// What a committed batch became.
 pub struct Settled<'a> {
     /// Events that are rows now, by type and producer.
@@ -121,7 +141,6 @@ pub struct Metrics {
 /// The classes of [`Metrics::insert_failed`].
 const ERROR_CLASSES: [&str; 2] = ["unknown", "unavailable"];
 const TABLES: [&str; 2] = ["analytics_events", "dead_letters"];
-const ROLES: [&str; 2] = ["active", "standby"];
 const DEPENDENCIES: [&str; 2] = ["nats", "clickhouse"];
 
 impl Metrics {
@@ -211,10 +230,11 @@ impl Metrics {
         self.insert_retries.with_label_values(&[class]).inc();
     }
 
-    /// Says what this instance is.
-    pub fn set_standing_by(&self, standing_by: bool) {
-        for (role, is) in ROLES.iter().zip([!standing_by, standing_by]) {
-            self.role.with_label_values(&[role]).set(is.into());
+    /// Says what this instance is; `None` while it is neither.
+    pub fn set_role(&self, role: Option<Role>) {
+        for other in Role::ALL {
+            let is = i64::from(role == Some(other));
+            self.role.with_label_values(&[other.as_str()]).set(is);
         }
     }
 

@@ -41,6 +41,7 @@ use tracing::{debug, info, warn};
 
 use crate::clickhouse::ClickHouse;
 use crate::config::Config;
+use crate::metrics::Role;
 use crate::nats::{self, StreamId};
 use ahead::Ahead;
 use batch::{Batcher, Limits};
@@ -133,6 +134,7 @@ impl Pipeline {
                 Ok(())
             }
         };
+        self.progress.metrics.set_role(None);
         self.remember(&checkpoint, &outcome).await;
         if outcome.is_ok()
             && let Err(error) = checkpoint.hand_over().await
@@ -246,6 +248,7 @@ impl Pipeline {
             let taken = Checkpoint::take_over(bucket, claim, turn, self.last.clone()).await?;
             if let Some(checkpoint) = taken {
                 self.progress.metrics.checkpoint_takeovers.inc();
+                self.progress.metrics.set_role(Some(Role::Active));
                 return Ok(Lead {
                     jetstream,
                     stream,

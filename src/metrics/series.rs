@@ -9,7 +9,7 @@ use prometheus::{
 };
 
 use super::{
-    DEPENDENCIES, ERROR_CLASSES, Metrics, OTHER, ROLES, Stage, TABLES, UNKNOWN_SERVICE, stage_of,
+    DEPENDENCIES, ERROR_CLASSES, Metrics, OTHER, Role, Stage, TABLES, UNKNOWN_SERVICE, stage_of,
 };
 use crate::dead_letter::Reason;
 use crate::event::TYPE_NAMES;
@@ -95,10 +95,11 @@ impl Default for Metrics {
                 family.with_label_values(&[label]);
             }
         }
-        for (family, labels) in [(&role, ROLES), (&dependency_up, DEPENDENCIES)] {
-            for label in labels {
-                family.with_label_values(&[label]);
-            }
+        for role_of in Role::ALL {
+            role.with_label_values(&[role_of.as_str()]);
+        }
+        for dependency in DEPENDENCIES {
+            dependency_up.with_label_values(&[dependency]);
         }
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         #[cfg(target_os = "linux")]

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Role};
 
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -39,7 +39,7 @@ impl Progress {
 
     /// Says whether another instance works; true when that is news.
     pub fn set_standing_by(&self, standing_by: bool) -> bool {
-        self.metrics.set_standing_by(standing_by);
+        self.metrics.set_role(standing_by.then_some(Role::Standby));
         self.standing_by.swap(standing_by, Relaxed) != standing_by
     }
 

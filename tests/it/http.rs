@@ -119,6 +119,7 @@ async fn health_follows_the_servers() {
     tells(&daemon, "/health", &unhealthy).await;
     tells(&daemon, "/readyz", &["HTTP/1.1 503", "NATS is away"]).await;
     tells(&daemon, "/livez", &["HTTP/1.1 200"]).await;
+    tells(&daemon, "/metrics", &[r#"analytics_role{role="active"} 0"#]).await;
     tells(
         &daemon,
         "/metrics",
@@ -287,6 +288,23 @@ async fn events_are_counted_by_type_and_producer() {
     // 64 with this one and the one before.
     assert_eq!(figures.get(&processed("service-61")), 1.0);
     assert_eq!(figures.get(&processed("other")), 8.0);
+}
+
+#[tokio::test]
+async fn the_role_is_told_as_it_changes() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let first = Daemon::start(&config);
+    tells(&first, "/metrics", &[r#"role{role="active"} 1"#]).await;
+    let second = Daemon::start(&config);
+    let is_standby = [r#"role{role="active"} 0"#, r#"role{role="standby"} 1"#];
+    tells(&second, "/metrics", &is_standby).await;
+    tells(&second, "/health", &["HTTP/1.1 200", r#""role":"standby""#]).await;
+    tells(&second, "/readyz", &["HTTP/1.1 200"]).await;
+    first.stop().await;
+    let is_active = [r#"role{role="active"} 1"#, r#"role{role="standby"} 0"#];
+    tells(&second, "/metrics", &is_active).await;
+    tells(&second, "/health", &[r#""role":"active""#]).await;
 }
 
 #[tokio::test]
