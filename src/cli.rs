@@ -7,7 +7,9 @@ mod bench;
 mod check;
 mod clickhouse;
 mod dead_letters;
+mod documents;
 mod engine;
+mod health;
 mod migrate;
 mod publish;
 mod query;
@@ -23,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tokio::runtime::Runtime;
 
 use crate::clickhouse::client;
@@ -73,6 +75,12 @@ enum Command {
     Query(query::Args),
     /// Serve ClickHouse's HTTP interface over the embedded engine
     Clickhouse(clickhouse::Args),
+    /// Ask a daemon on this machine how it is; 0 unless it is unhealthy
+    Health,
+    /// Print what completes commands and options in a shell
+    Completions(documents::CompletionsArgs),
+    /// Print the man page, or write one a command
+    Man(documents::ManArgs),
 }
 
 /// The program. Not async, so that all of it is compiled with the library and
@@ -125,6 +133,9 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Bench(args) => bench::run(args, load(path)?).await,
         Command::DeadLetters(args) => dead_letters::run(args, load(path)?).await,
         Command::Query(args) => query::run(args, load(path)?).await,
+        Command::Health => health::run(load(path)?).await,
+        Command::Completions(args) => documents::completions(args, Cli::command()),
+        Command::Man(args) => documents::man(args, Cli::command()),
         Command::Clickhouse(args) => clickhouse::run(args).await.map(|()| ExitCode::SUCCESS),
     }
 }

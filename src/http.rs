@@ -1,6 +1,5 @@
 //! The daemon's HTTP interface: `/health`, `/livez`, `/readyz` and `/metrics`.
 
-use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,10 +25,7 @@ use crate::pipeline::Progress;
 /// How long a question about health may wait for ClickHouse.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How often the daemon's main task shows that it goes on.
-const BEAT: Duration = Duration::from_secs(1);
-
-/// How long it may show nothing. It never works for longer without waiting for something.
+/// How long the daemon's main task may show nothing. It never works for longer without waiting for something.
 const STUCK: Duration = Duration::from_secs(30);
 
 /// What the endpoints tell.
@@ -76,12 +72,9 @@ impl Health {
         Running(self)
     }
 
-    /// Shows again and again that the task goes on in which this is polled.
-    pub async fn beat(&self) -> Infallible {
-        loop {
-            *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-            tokio::time::sleep(BEAT).await;
-        }
+    /// Shows that the daemon's main task goes on.
+    pub fn beat(&self) {
+        *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     fn metrics(&self) -> &Metrics {

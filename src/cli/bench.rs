@@ -31,6 +31,9 @@ use scratch::Scratch;
 use usage::{Each, Meter, Pids};
 
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    analytics-server bench --nats-pid \"$(pgrep -o nats-server)\"\n  \
+    analytics-server bench --events 100000 --rate 0 --json")]
 pub struct Args {
     /// How many events
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]

@@ -19,6 +19,10 @@ use crate::pipeline::consume::{self, Settings};
 use crate::versions::{self, Verdict};
 
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    analytics-server check\n  \
+    analytics-server check --offline --config /etc/fechatter/analytics.yml\n  \
+    analytics-server check --repair")]
 pub struct Args {
     /// One JSON object instead of a line each
     #[arg(long)]
@@ -27,6 +31,10 @@ pub struct Args {
     /// Make what is missing: the stream, the consumer, the database, its tables and views
     #[arg(long)]
     repair: bool,
+
+    /// Judge the configuration file alone, without asking any server
+    #[arg(long, conflicts_with = "repair")]
+    offline: bool,
 }
 
 /// What was found out about one thing.
@@ -69,8 +77,10 @@ pub async fn run(args: Args, path: Option<&Path>) -> Result<ExitCode> {
     });
     report.ok("configuration", file);
 
-    check_nats(&config.integrations.messaging, args.repair, &mut report).await;
-    check_clickhouse(&config, args.repair, &mut report).await;
+    if !args.offline {
+        check_nats(&config.integrations.messaging, args.repair, &mut report).await;
+        check_clickhouse(&config, args.repair, &mut report).await;
+    }
 
     report.print(args.json)?;
     Ok(report.exit_code())

@@ -17,6 +17,10 @@ use crate::clickhouse::migrations::{self, State};
 use crate::config::Config;
 
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    analytics-server dead-letters list --since 2h\n  \
+    analytics-server dead-letters show 1042/3\n  \
+    analytics-server dead-letters replay --reason undecodable --dry-run")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

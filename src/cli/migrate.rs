@@ -8,6 +8,9 @@ use crate::clickhouse::{ClickHouse, schema};
 use crate::config::Config;
 
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    analytics-server migrate\n  \
+    analytics-server migrate --status")]
 pub struct Args {
     /// Only show which migrations are applied; exit 1 when some are not
     #[arg(long)]

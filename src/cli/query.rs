@@ -7,6 +7,9 @@ use crate::clickhouse::ClickHouse;
 use crate::config::Config;
 
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    analytics-server query 'SELECT event_type, count() FROM analytics_events GROUP BY ALL'\n  \
+    analytics-server query --format JSONEachRow 'SELECT * FROM dead_letters LIMIT 10'")]
 pub struct Args {
     /// The query
     sql: String,

@@ -17,6 +17,9 @@ use crate::retry::Retry;
 use crate::sample::{Kind, Population};
 
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    analytics-server send --count 1000 --wait 10\n  \
+    analytics-server send --count 600 --rate 10 --type message_sent")]
 pub struct Args {
     /// How many events
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]

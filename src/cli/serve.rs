@@ -1,12 +1,14 @@
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::engine::Engine;
@@ -20,6 +22,9 @@ use crate::nats::{self, ConnectError};
 use crate::pipeline::{Pipeline, Progress};
 use crate::retry::{self, Retry};
 use crate::versions::{self, Verdict};
+
+/// How often the main task shows that it goes on.
+const BEAT: Duration = Duration::from_secs(1);
 
 pub async fn run(config: Config) -> Result<ExitCode> {
     let config = Arc::new(config);
@@ -42,6 +47,13 @@ pub async fn run(config: Config) -> Result<ExitCode> {
         info!(address = %listener.local_addr()?, "metrics are served here, too");
         tokio::spawn(http::serve_metrics(listener, Arc::clone(&health)));
     }
+    // Not when both servers are there: they may be away for hours.
+    notify(NotifyState::Ready);
+    let stopping = shutdown.clone();
+    tokio::spawn(async move {
+        stopping.cancelled().await;
+        notify(NotifyState::Stopping);
+    });
     // Answers until the very end, so that a slow stop can be watched.
     tokio::spawn(http::serve(listener, Arc::clone(&health)));
 
@@ -58,7 +70,7 @@ pub async fn run(config: Config) -> Result<ExitCode> {
     let outcome = tokio::select! {
         outcome = carry(&config, clickhouse, Arc::clone(&progress), &health, &shutdown) => outcome,
         // In the same task: it shows that this one goes on.
-        never = health.beat() => match never {},
+        never = beat(&health) => match never {},
     };
     if let Some(engine) = engine {
         engine.stop().await;
@@ -67,6 +79,22 @@ pub async fn run(config: Config) -> Result<ExitCode> {
     let (stored, dead_letters) = progress.metrics.stored();
     info!(stored, dead_letters, "stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Shows again and again that the task goes on in which this is polled.
+async fn beat(health: &Health) -> Infallible {
+    loop {
+        health.beat();
+        notify(NotifyState::Watchdog);
+        tokio::time::sleep(BEAT).await;
+    }
+}
+
+/// Tells systemd, where it has started this process.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        debug!(%error, "systemd was not told");
+    }
 }
 
 async fn listen(host: IpAddr, port: u16, key: &str) -> Result<TcpListener> {

@@ -25,7 +25,7 @@ pub fn init(format: LogFormat, quiet: bool) {
         .log_internal_errors(false)
         .with_target(false);
     match format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Text => builder.with_ansi(is_coloured()).init(),
         LogFormat::Json => builder
             .json()
             .flatten_event(true)
@@ -33,4 +33,10 @@ pub fn init(format: LogFormat, quiet: bool) {
             .with_span_list(false)
             .init(),
     }
+}
+
+/// As <https://no-color.org> asks for.
+fn is_coloured() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stderr().is_terminal() && !refused
 }

@@ -25,6 +25,9 @@ use days::Day;
 use stream::Comparison;
 
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    analytics-server verify --since 2026-11-01\n  \
+    analytics-server verify --day 2026-11-20 --repair")]
 pub struct Args {
     /// This UTC day alone, as 2026-11-20: events of that day, messages received on it
     #[arg(long, value_parser = day)]

@@ -348,3 +348,101 @@ async fn serve_runs_clickhouse_itself_where_it_is_embedded() {
     assert!(status.success(), "{log}");
     assert_eq!(text(&daemon::run(&config, &count).await).0, Some(69));
 }
+
+#[tokio::test]
+async fn check_offline_judges_the_file_alone() {
+    let mut world = World::new().await;
+    let config = world.config("batch_size: 10", "");
+    world.nats.kill();
+    let (code, stdout, stderr) = text(&daemon::run(&config, &["check", "--offline"]).await);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(stdout.lines().count(), 1, "{stdout}");
+    assert!(stdout.starts_with("ok           configuration"), "{stdout}");
+    std::fs::write(&config, "features: {analytics: {batch_size: 0}}").unwrap();
+    let (code, _, stderr) = text(&daemon::run(&config, &["check", "--offline"]).await);
+    assert_eq!(code, Some(78), "{stderr}");
+}
+
+#[tokio::test]
+async fn completions_and_man_pages_name_every_command() {
+    let world = World::new().await;
+    let config = world.config("", "");
+    let commands = ["serve", "check", "dead-letters", "completions", "health"];
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let (code, stdout, _) = text(&daemon::run(&config, &["completions", shell]).await);
+        assert_eq!(code, Some(0), "{shell}");
+        assert!(
+            commands.iter().all(|command| stdout.contains(command)),
+            "{shell}"
+        );
+    }
+    let (code, stdout, _) = text(&daemon::run(&config, &["man"]).await);
+    assert_eq!(code, Some(0));
+    assert!(stdout.contains(".TH analytics-server 1"), "{stdout}");
+
+    let dir = world.dir.path().join("man");
+    std::fs::create_dir(&dir).unwrap();
+    let to = dir.to_str().unwrap();
+    let (code, _, stderr) = text(&daemon::run(&config, &["man", "--out-dir", to]).await);
+    assert_eq!(code, Some(0), "{stderr}");
+    for page in [
+        "analytics-server.1",
+        "analytics-server-dead-letters-replay.1",
+    ] {
+        assert!(dir.join(page).exists(), "{page}");
+    }
+}
+
+#[tokio::test]
+async fn health_asks_the_daemon_of_the_configuration() {
+    let mut world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let port = free_port();
+    let filed = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, filed.replace("port: 0", &format!("port: {port}"))).unwrap();
+    let (code, _, stderr) = text(&daemon::run(&config, &["health"]).await);
+    assert_eq!(code, Some(69), "{stderr}");
+    assert!(
+        stderr.contains(&format!("no answer from 127.0.0.1:{port}")),
+        "{stderr}"
+    );
+
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    let (code, stdout, _) = text(&daemon::run(&config, &["health"]).await);
+    assert_eq!(code, Some(0), "{stdout}");
+    assert!(stdout.contains(r#""status":"healthy""#), "{stdout}");
+    world.nats.kill();
+    eventually("it is unhealthy", async || {
+        let (code, stdout, _) = text(&daemon::run(&config, &["health"]).await);
+        (code == Some(1) && stdout.contains("connection lost")).then_some(())
+    })
+    .await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn systemd_is_told_of_the_start_the_loop_and_the_stop() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let path = world.dir.path().join("notify");
+    let socket = tokio::net::UnixDatagram::bind(&path).unwrap();
+    let log = world.dir.path().join("log");
+    let variables = [("NOTIFY_SOCKET", path.to_str().unwrap())];
+    let mut daemon = Daemon::start_logging_to(&log, &config, &variables);
+    let heard = async |expected: &str| {
+        eventually(expected, async || {
+            let mut bytes = [0; 256];
+            let length = socket.recv(&mut bytes).await.unwrap();
+            let state = String::from_utf8_lossy(&bytes[..length]);
+            state.lines().any(|line| line == expected).then_some(())
+        })
+        .await;
+    };
+    heard("READY=1").await;
+    heard("WATCHDOG=1").await;
+    heard("WATCHDOG=1").await;
+    daemon.signal("TERM");
+    heard("STOPPING=1").await;
+    assert!(daemon.ended().await.success());
+}
