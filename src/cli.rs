@@ -13,6 +13,7 @@ mod health;
 mod migrate;
 mod publish;
 mod query;
+mod reload;
 mod send;
 mod serve;
 mod stop;
@@ -122,10 +123,10 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     let command = cli.command.unwrap_or(Command::Serve);
     // A line a batch would be a part of what is measured.
     let quiet = matches!(command, Command::Bench(_));
-    telemetry::init(cli.log_format, quiet);
+    let filter = telemetry::init(cli.log_format, quiet);
     let path = cli.config.as_deref();
     match command {
-        Command::Serve => serve::run(load(path)?).await,
+        Command::Serve => serve::run(load(path)?, cli.config, filter).await,
         Command::Migrate(args) => migrate::run(args, load(path)?).await,
         Command::Check(args) => check::run(args, path).await,
         Command::Verify(args) => verify::run(args, load(path)?).await,

@@ -68,6 +68,10 @@ impl Default for Server {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Observability {
+    /// Which lines are logged, in the form of RUST_LOG, which goes first. Default
+    /// `warn,analytics_server=info`.
+    #[serde(deserialize_with = "values::log_filter")]
+    pub log_filter: Option<String>,
     pub metrics: MetricsConfig,
 }
 

@@ -34,7 +34,7 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream;
 use async_nats::jetstream::stream::Stream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
@@ -73,6 +73,7 @@ pub struct Pipeline {
     /// This instance's name in the checkpoint.
     owner: String,
     progress: Arc<Progress>,
+    limits: watch::Receiver<Limits>,
     /// What this instance has written to the checkpoint, unless another one has
     /// taken over since.
     last: Option<Written>,
@@ -92,6 +93,7 @@ impl Pipeline {
         progress: Arc<Progress>,
     ) -> Self {
         Self {
+            limits: watch::Sender::new(Limits::of(&config.features.analytics)).subscribe(),
             config,
             nats,
             clickhouse,
@@ -101,6 +103,11 @@ impl Pipeline {
             last_committed: None,
             fruitless: 0,
         }
+    }
+
+    /// With limits of batches that may change, instead of the configuration's.
+    pub fn with_limits(self, limits: watch::Receiver<Limits>) -> Self {
+        Self { limits, ..self }
     }
 
     /// Carries events until `shutdown`, then stores what is held, hands over and
@@ -294,7 +301,7 @@ impl Pipeline {
         let analytics = &self.config.features.analytics;
         let max_payload = self.nats.server_info().max_payload;
         let settings = consume::Settings::new(messaging, max_payload);
-        let limits = Limits::of(analytics);
+        let limits = *self.limits.borrow_and_update();
         let stream_id = checkpoint.stream().to_string();
         let decoder = Decoder::new(&stream_id, &messaging.subjects);
         let encoder = Arc::new(Encoder::new(stream_id, decoder.clone()));
@@ -312,6 +319,7 @@ impl Pipeline {
             clickhouse: self.clickhouse.clone(),
             progress: Arc::clone(&self.progress),
             flow: Arc::clone(&flow),
+            limits: self.limits.clone(),
         };
         let inserter = Inserter {
             clickhouse: self.clickhouse.clone(),

@@ -73,7 +73,7 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
         }
     }
     let shutdown = CancellationToken::new();
-    stop::on_signals(shutdown.clone(), "removing what was made")?;
+    stop::on_signals(&stop::all(), shutdown.clone(), "removing what was made")?;
 
     let nats = nats::connect(&config.integrations.messaging).await?;
     let config = scratch::config(&config, &scratch::run_name());

@@ -1,5 +1,6 @@
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,18 +8,23 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::engine::Engine;
+use super::reload::Reload;
 use super::stop;
+use super::telemetry::Filter;
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::guarantees::{self, Finding};
 use crate::clickhouse::migrations::MigrationError;
 use crate::config::{Config, Database};
 use crate::http::{self, Health};
 use crate::nats::{self, ConnectError};
+use crate::pipeline::batch::Limits;
 use crate::pipeline::{Pipeline, Progress};
 use crate::retry::{self, Retry};
 use crate::versions::{self, Verdict};
@@ -26,11 +32,19 @@ use crate::versions::{self, Verdict};
 /// How often the main task shows that it goes on.
 const BEAT: Duration = Duration::from_secs(1);
 
-pub async fn run(config: Config) -> Result<ExitCode> {
+pub async fn run(config: Config, path: Option<PathBuf>, filter: Filter) -> Result<ExitCode> {
+    let reload = Reload::new(&config, path, filter);
     let config = Arc::new(config);
     let shutdown = CancellationToken::new();
     // By a second signal nothing is lost, only done again.
-    stop::on_signals(shutdown.clone(), "storing what is held")?;
+    stop::on_signals(&stop::orders(), shutdown.clone(), "storing what is held")?;
+    let limits = reload.limits();
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reload.reload();
+        }
+    });
 
     let host = config.server.host;
     let listener = listen(host, config.server.port, "server.port").await?;
@@ -68,7 +82,7 @@ pub async fn run(config: Config) -> Result<ExitCode> {
         Database::Server(_) => None,
     };
     let outcome = tokio::select! {
-        outcome = carry(&config, clickhouse, Arc::clone(&progress), &health, &shutdown) => outcome,
+        outcome = carry(&config, clickhouse, limits, Arc::clone(&progress), &health, &shutdown) => outcome,
         // In the same task: it shows that this one goes on.
         never = beat(&health) => match never {},
     };
@@ -108,6 +122,7 @@ async fn listen(host: IpAddr, port: u16, key: &str) -> Result<TcpListener> {
 async fn carry(
     config: &Arc<Config>,
     clickhouse: ClickHouse,
+    limits: watch::Receiver<Limits>,
     progress: Arc<Progress>,
     health: &Health,
     shutdown: &CancellationToken,
@@ -145,7 +160,7 @@ async fn carry(
     health.prepared();
 
     let pipeline = Pipeline::new(Arc::clone(config), nats, clickhouse, owner(), progress);
-    keep_running(pipeline, health, shutdown).await
+    keep_running(pipeline.with_limits(limits), health, shutdown).await
 }
 
 /// Brings the schema up to date and looks whether exactly once can rest on it;

@@ -2,23 +2,36 @@
 
 use std::io;
 
-use tokio::signal::unix::{SignalKind, signal};
+use futures_util::future::select_all;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// The first SIGTERM, SIGINT or SIGHUP (a terminal that was closed) asks for an orderly stop, which `what_follows` tells
+/// What a closed terminal sends, beside what stops every program: for those that have
+/// nothing to reload.
+pub fn all() -> [SignalKind; 3] {
+    let [terminate, interrupt] = orders();
+    [terminate, interrupt, SignalKind::hangup()]
+}
+
+/// SIGTERM and SIGINT.
+pub fn orders() -> [SignalKind; 2] {
+    [SignalKind::terminate(), SignalKind::interrupt()]
+}
+
+/// The first one of `signals` asks for an orderly stop, which `what_follows` tells
 /// of; the second ends the process where it is.
-pub fn on_signals(shutdown: CancellationToken, what_follows: &'static str) -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+pub fn on_signals(
+    signals: &[SignalKind],
+    shutdown: CancellationToken,
+    what_follows: &'static str,
+) -> io::Result<()> {
+    let signals = signals.iter().map(|kind| signal(*kind));
+    let mut signals = signals.collect::<io::Result<Vec<Signal>>>()?;
     tokio::spawn(async move {
         let mut next = async || {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                _ = hangup.recv() => {}
-            }
+            let all = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
+            select_all(all).await;
         };
         next().await;
         info!("stopping: {what_follows}");

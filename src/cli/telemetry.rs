@@ -1,7 +1,9 @@
 use std::io::IsTerminal;
 
 use clap::ValueEnum;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 #[derive(Clone, Copy, Default, ValueEnum)]
 pub enum LogFormat {
@@ -14,25 +16,49 @@ pub enum LogFormat {
 /// matters of them is logged here, once.
 const DEFAULT_FILTER: &str = "warn,analytics_server=info";
 
+/// Says which lines are logged, while the program runs.
+pub struct Filter(reload::Handle<EnvFilter, Registry>);
+
+impl Filter {
+    /// Logs what `directives` say, or what is logged by default. RUST_LOG goes first.
+    pub fn set(&self, directives: Option<&str>) {
+        if of_environment().is_none() {
+            // It fails only without a subscriber, and there is one until the end.
+            let _ = self.0.reload(directives.unwrap_or(DEFAULT_FILTER));
+        }
+    }
+}
+
 /// Sends log lines to stderr; `quiet` leaves only what is wrong, without RUST_LOG.
-pub fn init(format: LogFormat, quiet: bool) {
+pub fn init(format: LogFormat, quiet: bool) -> Filter {
     let default = if quiet { "warn" } else { DEFAULT_FILTER };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let filter = of_environment().unwrap_or_else(|| EnvFilter::new(default));
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = fmt::layer()
         .with_writer(std::io::stderr)
         // Nobody may be there to read them any more; they would panic on that.
         .log_internal_errors(false)
         .with_target(false);
-    match format {
-        LogFormat::Text => builder.with_ansi(is_coloured()).init(),
-        LogFormat::Json => builder
+    let lines = match format {
+        LogFormat::Text => lines.with_ansi(is_coloured()).boxed(),
+        LogFormat::Json => lines
             .json()
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false)
-            .init(),
-    }
+            .boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .init();
+    Filter(handle)
+}
+
+fn of_environment() -> Option<EnvFilter> {
+    let directives = std::env::var(EnvFilter::DEFAULT_ENV).ok();
+    let directives = directives.filter(|directives| !directives.is_empty())?;
+    EnvFilter::try_new(directives).ok()
 }
 
 /// As <https://no-color.org> asks for.

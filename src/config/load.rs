@@ -54,12 +54,7 @@ impl Config {
         path: Option<&Path>,
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<(Self, Option<PathBuf>), ConfigError> {
-        let path = path.map(Path::to_owned).or_else(|| {
-            PLACES
-                .iter()
-                .map(PathBuf::from)
-                .find(|place| place.exists())
-        });
+        let path = Self::find(path);
         let mut config = match &path {
             None => Self::default(),
             Some(path) => {
@@ -77,6 +72,16 @@ impl Config {
             return Err(ConfigError::PasswordWithoutUser);
         }
         Ok((config, path))
+    }
+
+    /// The file that [`load`](Self::load) reads.
+    pub fn find(path: Option<&Path>) -> Option<PathBuf> {
+        path.map(Path::to_owned).or_else(|| {
+            PLACES
+                .iter()
+                .map(PathBuf::from)
+                .find(|place| place.exists())
+        })
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_nats::ServerAddr;
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, de::Error};
+use tracing_subscriber::EnvFilter;
 
 use super::Address;
 
@@ -160,6 +161,18 @@ pub fn decode_workers<'de, D: Deserializer<'de>>(
         )));
     }
     Ok(workers)
+}
+
+pub fn log_filter<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let Some(filter) = Option::<String>::deserialize(deserializer)? else {
+        return Ok(None);
+    };
+    match EnvFilter::try_new(&filter) {
+        Ok(_) => Ok(Some(filter)),
+        Err(error) => Err(D::Error::custom(format!(
+            "log_filter `{filter}` is not one: {error}"
+        ))),
+    }
 }
 
 pub fn max_age<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

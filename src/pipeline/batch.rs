@@ -153,6 +153,11 @@ impl Batcher {
         }
     }
 
+    /// From now on; the open batch keeps the time at which it is due.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Adds a message, which becomes as many rows as said; returns the batches that
     /// this completes, mostly none.
     #[must_use = "a batch that is dropped is lost"]

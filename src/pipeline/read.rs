@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::PipelineError;
 use super::ahead::{Ahead, Encoding};
-use super::batch::{Batch, Batcher, Flush};
+use super::batch::{Batch, Batcher, Flush, Limits};
 use super::consume::{ConsumeError, Consumer, Delivery};
 use super::decode::Decoder;
 use super::flow::Flow;
@@ -51,6 +51,8 @@ pub struct Reader {
     pub clickhouse: ClickHouse,
     pub progress: Arc<Progress>,
     pub flow: Arc<Flow>,
+    /// Those of the batcher, when they change.
+    pub limits: watch::Receiver<Limits>,
 }
 
 impl Reader {
@@ -153,6 +155,9 @@ impl Reader {
             size = message.payload.len(),
             "received"
         );
+        if self.limits.has_changed().unwrap_or(false) {
+            self.batcher.set_limits(*self.limits.borrow_and_update());
+        }
         let rows = self.decoder.rows(&message);
         self.flow.received(&message, rows);
         let complete = self.batcher.push(message, rows, Instant::now());

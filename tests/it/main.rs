@@ -19,5 +19,6 @@ mod inserts;
 mod login;
 mod pipeline;
 mod recovery;
+mod reload;
 mod support;
 mod verify;
