@@ -59,6 +59,8 @@ else
   skip scripts "shellcheck is missing (Debian: apt-get install shellcheck)"
 fi
 
+check deploy scripts/check-deploy.sh
+
 # Both are built from source and take minutes, so they are not brought along.
 if cargo deny --version >/dev/null 2>&1; then
   check licences cargo deny --locked check --hide-inclusion-graph licenses bans sources
