@@ -3,6 +3,7 @@
 //! Data goes to stdout and everything else to stderr. Exit codes: 0 done, 1
 //! failed, 2 usage, 69 a server is unreachable, 78 configuration.
 
+mod ask;
 mod bench;
 mod check;
 mod clickhouse;
@@ -16,6 +17,7 @@ mod query;
 mod reload;
 mod send;
 mod serve;
+mod status;
 mod stop;
 mod telemetry;
 mod verify;
@@ -26,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use ask::NoAnswer;
 use clap::{CommandFactory, Parser, Subcommand};
 use tokio::runtime::Runtime;
 
@@ -78,6 +81,8 @@ enum Command {
     Clickhouse(clickhouse::Args),
     /// Ask a daemon on this machine how it is; 0 unless it is unhealthy
     Health,
+    /// Show a daemon on this machine at work: state, rates, lag, batches, inserts
+    Status(status::Args),
     /// Print what completes commands and options in a shell
     Completions(documents::CompletionsArgs),
     /// Print the man page, or write one a command
@@ -135,6 +140,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::DeadLetters(args) => dead_letters::run(args, load(path)?).await,
         Command::Query(args) => query::run(args, load(path)?).await,
         Command::Health => health::run(load(path)?).await,
+        Command::Status(args) => status::run(args, load(path)?).await,
         Command::Completions(args) => documents::completions(args, Cli::command()),
         Command::Man(args) => documents::man(args, Cli::command()),
         Command::Clickhouse(args) => clickhouse::run(args).await.map(|()| ExitCode::SUCCESS),
@@ -173,7 +179,8 @@ const CONFIGURATION: u8 = 78;
 /// The exit code for a command that ended with `error`.
 fn exit_code(error: &anyhow::Error) -> ExitCode {
     let unreachable = error.chain().any(|cause| {
-        matches!(cause.downcast_ref(), Some(ConnectError::Unreachable { .. }))
+        cause.is::<NoAnswer>()
+            || matches!(cause.downcast_ref(), Some(ConnectError::Unreachable { .. }))
             || matches!(cause.downcast_ref(), Some(StreamError::Unavailable(_)))
             || cause
                 .downcast_ref::<::clickhouse::error::Error>()

@@ -1,5 +1,6 @@
 //! The daemon's HTTP interface: `/health`, `/livez`, `/readyz` and `/metrics`.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,15 +12,14 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get};
 use axum::{Json, Router};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::client::describe;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Role};
 use crate::pipeline::Progress;
 
 /// How long a question about health may wait for ClickHouse.
@@ -27,6 +27,69 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the daemon's main task may show nothing. It never works for longer without waiting for something.
 const STUCK: Duration = Duration::from_secs(30);
+
+/// What `/health` answers. Of NATS, ClickHouse, the schema and the pipeline it says `ok`,
+/// or what is wrong.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Report {
+    pub status: Status,
+    pub service: String,
+    pub version: String,
+    /// `active`, `standby`, or neither, as at the start.
+    pub role: Option<String>,
+    pub nats: String,
+    pub clickhouse: String,
+    pub schema: String,
+    pub pipeline: String,
+    /// Of the consumer, as the active instance has seen it last.
+    pub lag: Option<Lag>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub last_insert: Option<OffsetDateTime>,
+    /// Since the start of the process.
+    pub events: Events,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Healthy,
+    /// ClickHouse is away, or does not take what it is sent: the stream holds the events.
+    Degraded,
+    /// NATS is away, or the pipeline does not run.
+    Unhealthy,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Healthy => "healthy",
+            Self::Degraded => "degraded",
+            Self::Unhealthy => "unhealthy",
+        })
+    }
+}
+
+impl Status {
+    fn code(self) -> StatusCode {
+        match self {
+            Self::Healthy | Self::Degraded => StatusCode::OK,
+            Self::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Lag {
+    pub pending: i64,
+    pub ack_pending: i64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Events {
+    pub stored: u64,
+    pub dead_letters: u64,
+    pub expired: u64,
+}
 
 /// What the endpoints tell.
 pub struct Health {
@@ -115,7 +178,7 @@ impl Health {
         }
     }
 
-    async fn report(&self) -> (StatusCode, Value) {
+    async fn report(&self) -> Report {
         let nats = self.nats();
         let clickhouse = self.clickhouse().await;
         let clickhouse = clickhouse.and(self.progress.held_up_by().map_or(Ok(()), Err));
@@ -129,38 +192,34 @@ impl Health {
             (false, false) => Err("not running"),
         };
         let status = if nats.is_err() || pipeline.is_err() {
-            "unhealthy"
+            Status::Unhealthy
         } else if clickhouse.is_err() || schema.is_err() {
-            "degraded"
+            Status::Degraded
         } else {
-            "healthy"
+            Status::Healthy
         };
-        let (stored, dead_letters) = self.metrics().stored();
-        let report = json!({
-            "status": status,
-            "service": "analytics-server",
-            "version": env!("CARGO_PKG_VERSION"),
-            "role": if self.progress.is_standing_by() { "standby" } else { "active" },
-            "nats": told(nats),
-            "clickhouse": told(clickhouse),
-            "schema": told(schema),
-            "pipeline": told(pipeline),
-            "lag": {
-                "pending": self.metrics().consumer_pending.get(),
-                "ack_pending": self.metrics().consumer_ack_pending.get(),
+        let metrics = self.metrics();
+        let (role, (stored, dead_letters)) = (metrics.role(), metrics.stored());
+        Report {
+            status,
+            service: "analytics-server".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            role: role.map(|role| role.as_str().to_owned()),
+            nats: told(nats),
+            clickhouse: told(clickhouse),
+            schema: told(schema),
+            pipeline: told(pipeline),
+            lag: (role == Some(Role::Active)).then(|| Lag {
+                pending: metrics.consumer_pending.get(),
+                ack_pending: metrics.consumer_ack_pending.get(),
+            }),
+            last_insert: metrics.last_stored().and_then(in_milliseconds),
+            events: Events {
+                stored,
+                dead_letters,
+                expired: metrics.expired.get(),
             },
-            "last_insert": self.metrics().last_stored().map(rfc3339),
-            "events": {
-                "stored": stored,
-                "dead_letters": dead_letters,
-                "expired": self.metrics().expired.get(),
-            },
-        });
-        let code = match status {
-            "unhealthy" => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::OK,
-        };
-        (code, report)
+        }
     }
 
     async fn figures(&self) -> String {
@@ -175,10 +234,9 @@ fn told(state: Result<(), impl Into<String>>) -> String {
     state.map_or_else(Into::into, |()| "ok".to_owned())
 }
 
-fn rfc3339(unix_seconds: f64) -> String {
+fn in_milliseconds(unix_seconds: f64) -> Option<OffsetDateTime> {
     let time = OffsetDateTime::from_unix_timestamp_nanos((unix_seconds * 1e9) as i128);
-    let time = time.map(|time| time.truncate_to_millisecond().format(&Rfc3339));
-    time.ok().and_then(Result::ok).unwrap_or_default()
+    time.ok().map(OffsetDateTime::truncate_to_millisecond)
 }
 
 fn probe(state: Result<(), &'static str>) -> (StatusCode, String) {
@@ -200,8 +258,8 @@ impl Drop for Running<'_> {
 /// Answers all endpoints until the process ends.
 pub async fn serve(listener: TcpListener, health: Arc<Health>) {
     let report = async |State(health): State<Arc<Health>>| {
-        let (status, report) = health.report().await;
-        (status, Json(report))
+        let report = health.report().await;
+        (report.status.code(), Json(report))
     };
     let alive = async |State(health): State<Arc<Health>>| probe(health.is_alive());
     let ready = async |State(health): State<Arc<Health>>| probe(health.is_ready());

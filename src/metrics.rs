@@ -76,7 +76,7 @@ pub enum Role {
 impl Role {
     const ALL: [Self; 2] = [Self::Active, Self::Standby];
 
-    fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
             Self::Standby => "standby",
@@ -230,12 +230,30 @@ impl Metrics {
         self.insert_retries.with_label_values(&[class]).inc();
     }
 
-    /// Says what this instance is; `None` while it is neither.
-    pub fn set_role(&self, role: Option<Role>) {
+    /// What this instance is; `None` while it is neither.
+    pub fn role(&self) -> Option<Role> {
+        let is = |role: &Role| self.role.with_label_values(&[role.as_str()]).get() == 1;
+        Role::ALL.into_iter().find(is)
+    }
+
+    /// Says what this instance is; true when that is news. Only the active one knows
+    /// what it has recorded and what waits.
+    pub fn set_role(&self, role: Option<Role>) -> bool {
+        if role != Some(Role::Active) {
+            for gauge in [
+                &self.ranges,
+                &self.consumer_pending,
+                &self.consumer_ack_pending,
+            ] {
+                gauge.set(0);
+            }
+        }
+        let is_news = self.role() != role;
         for other in Role::ALL {
             let is = i64::from(role == Some(other));
             self.role.with_label_values(&[other.as_str()]).set(is);
         }
+        is_news
     }
 
     /// Says whether the servers answer.

@@ -22,6 +22,14 @@ pub use subjects::covering_set;
 /// How long a request to JetStream may take before it is tried again.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Often enough that a server that hangs is taken for lost before three of these are
+/// over, a quarter of a minute: two pings may stay without an answer.
+const PING_INTERVAL: Duration = Duration::from_secs(4);
+
+/// Answers come to subjects below this one, so that a user needs no right to read what
+/// others of the account are answered.
+const INBOX_PREFIX: &str = "_INBOX.analytics-server";
+
 /// Says what happens to a connection after it was made.
 fn log(event: &Event, retry: &mut Retry) {
     match event {
@@ -58,6 +66,8 @@ pub async fn connect(messaging: &Messaging) -> Result<Client, ConnectError> {
     let retry = Mutex::new(Retry::new());
     let mut options = ConnectOptions::new()
         .name("analytics-server")
+        .custom_inbox_prefix(INBOX_PREFIX)
+        .ping_interval(PING_INTERVAL)
         .request_timeout(Some(REQUEST_TIMEOUT))
         .event_callback(move |event| {
             log(

@@ -227,12 +227,13 @@ impl Pipeline {
                 writes: self.progress.metrics.checkpoint_writes.clone(),
             };
             let turn = checkpoint::wait_for_turn(&bucket, &claim, |owner| {
-                if self.progress.set_standing_by(true) {
+                if self.progress.metrics.set_role(Some(Role::Standby)) {
                     info!(owner, "standing by: another instance works");
                 }
             })
             .await?;
-            if self.progress.set_standing_by(false) {
+            // Until here it was none, or stood by.
+            if self.progress.metrics.set_role(None) {
                 // What this instance once wrote is history.
                 self.last = None;
             }

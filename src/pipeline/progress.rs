@@ -1,18 +1,16 @@
 //! What went through since the process started, and what holds it up: the
 //! pipeline's side of `/health` and `/metrics`.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::metrics::{Metrics, Role};
+use crate::metrics::Metrics;
 
 #[derive(Debug, Default)]
 pub struct Progress {
     pub metrics: Metrics,
     /// The last sequence that is known to have expired.
     expired_until: AtomicU64,
-    /// Another instance works, and this one waits for its turn.
-    standing_by: AtomicBool,
     /// Why what is asked of ClickHouse does not succeed, insert or question, by its number.
     held_up_by: Mutex<Vec<(u64, String)>>,
     asked: AtomicU64,
@@ -30,17 +28,6 @@ impl Progress {
             progress: self,
             number: self.asked.fetch_add(1, Relaxed),
         }
-    }
-
-    /// Whether another instance works.
-    pub fn is_standing_by(&self) -> bool {
-        self.standing_by.load(Relaxed)
-    }
-
-    /// Says whether another instance works; true when that is news.
-    pub fn set_standing_by(&self, standing_by: bool) -> bool {
-        self.metrics.set_role(standing_by.then_some(Role::Standby));
-        self.standing_by.swap(standing_by, Relaxed) != standing_by
     }
 
     /// The part of a run of dropped sequences, from first to last, that was not

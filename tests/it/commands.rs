@@ -367,7 +367,7 @@ async fn check_offline_judges_the_file_alone() {
 async fn completions_and_man_pages_name_every_command() {
     let world = World::new().await;
     let config = world.config("", "");
-    let commands = ["serve", "check", "dead-letters", "completions", "health"];
+    let commands = ["serve", "check", "dead-letters", "status", "health"];
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let (code, stdout, _) = text(&daemon::run(&config, &["completions", shell]).await);
         assert_eq!(code, Some(0), "{shell}");
@@ -391,33 +391,6 @@ async fn completions_and_man_pages_name_every_command() {
     ] {
         assert!(dir.join(page).exists(), "{page}");
     }
-}
-
-#[tokio::test]
-async fn health_asks_the_daemon_of_the_configuration() {
-    let mut world = World::new().await;
-    let config = world.config("flush_interval_seconds: 0.1", "");
-    let port = free_port();
-    let filed = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, filed.replace("port: 0", &format!("port: {port}"))).unwrap();
-    let (code, _, stderr) = text(&daemon::run(&config, &["health"]).await);
-    assert_eq!(code, Some(69), "{stderr}");
-    assert!(
-        stderr.contains(&format!("no answer from 127.0.0.1:{port}")),
-        "{stderr}"
-    );
-
-    let daemon = Daemon::start(&config);
-    daemon.logs("checkpoint taken over").await;
-    let (code, stdout, _) = text(&daemon::run(&config, &["health"]).await);
-    assert_eq!(code, Some(0), "{stdout}");
-    assert!(stdout.contains(r#""status":"healthy""#), "{stdout}");
-    world.nats.kill();
-    eventually("it is unhealthy", async || {
-        let (code, stdout, _) = text(&daemon::run(&config, &["health"]).await);
-        (code == Some(1) && stdout.contains("connection lost")).then_some(())
-    })
-    .await;
 }
 
 #[cfg(target_os = "linux")]

@@ -20,5 +20,6 @@ mod login;
 mod pipeline;
 mod recovery;
 mod reload;
+mod status;
 mod support;
 mod verify;

@@ -1,0 +1,66 @@
+//! Asking the daemon of a configuration over HTTP.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::config::Config;
+
+/// The daemon waits for ClickHouse's answer, for 2 s.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+#[error("no answer from {address}{reason}")]
+pub struct NoAnswer {
+    address: SocketAddr,
+    reason: String,
+}
+
+pub struct Answer {
+    pub is_ok: bool,
+    pub body: String,
+}
+
+/// Where the daemon of this configuration listens, seen from its own machine.
+pub fn address(config: &Config) -> SocketAddr {
+    let host = match config.server.host {
+        IpAddr::V4(host) if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(host) if host.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        host => host,
+    };
+    SocketAddr::new(host, config.server.port)
+}
+
+/// What is at `path`.
+///
+/// # Errors
+/// [`NoAnswer`]; another one when something else than the daemon answers.
+pub async fn get(address: SocketAddr, path: &str) -> Result<Answer> {
+    let reason = match tokio::time::timeout(PATIENCE, exchange(address, path)).await {
+        Ok(Ok(answer)) => {
+            let (head, body) = answer
+                .split_once("\r\n\r\n")
+                .with_context(|| format!("what answers at {address} is not analytics-server"))?;
+            return Ok(Answer {
+                is_ok: head.split(' ').nth(1) == Some("200"),
+                body: body.to_owned(),
+            });
+        }
+        Ok(Err(error)) => format!(": {error}"),
+        Err(_) => String::new(),
+    };
+    Err(NoAnswer { address, reason }.into())
+}
+
+/// HTTP/1.0: the answer ends with its connection.
+async fn exchange(address: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut connection = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+    connection.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await?;
+    Ok(answer)
+}

@@ -1,0 +1,287 @@
+//! What a look shows. Pure, but for the printing.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Error, Result};
+use bytesize::ByteSize;
+use indicatif::{FormattedDuration, HumanCount};
+use serde::Serialize;
+use serde_json::json;
+use time::OffsetDateTime;
+
+use super::Look;
+use super::figures::Figures;
+use crate::http;
+
+/// Serialized, it is the command's JSON.
+#[derive(Serialize)]
+pub struct Report<'a> {
+    address: SocketAddr,
+    health: &'a http::Report,
+    /// On Linux only.
+    process: Option<Process>,
+    in_flight: InFlight,
+    stream: Stream,
+    /// By reason.
+    dead_letters: BTreeMap<&'a str, u64>,
+    last_seconds: f64,
+    /// From the look before to this one, so many seconds.
+    last: Span,
+    since_start: Span,
+}
+
+/// The daemon's. Prometheus' library counts in whole seconds.
+#[derive(Serialize)]
+struct Process {
+    uptime_seconds: u64,
+    cpu_seconds: u64,
+    memory_bytes: u64,
+}
+
+/// Received and not yet stored.
+#[derive(Serialize)]
+struct InFlight {
+    events: u64,
+    /// Of messages.
+    bytes: u64,
+    /// Batches that are recorded.
+    ranges: u64,
+}
+
+#[derive(Serialize)]
+struct Stream {
+    bytes: u64,
+    /// `None` where the stream has no limit.
+    max_bytes: Option<u64>,
+}
+
+/// What happened in some time.
+#[derive(Serialize)]
+struct Span {
+    received: u64,
+    stored: u64,
+    dead_letters: u64,
+    returned: u64,
+    expired: u64,
+    insert_retries: u64,
+    /// A batch's, on average. These and all below are `None` while there was no batch.
+    batch_rows: Option<f64>,
+    batch_bytes: Option<f64>,
+    insert_seconds: Option<f64>,
+    insert_seconds_p95: Option<f64>,
+    freshness_seconds_p50: Option<f64>,
+    freshness_seconds_p95: Option<f64>,
+}
+
+impl Span {
+    fn new(figures: &Figures) -> Self {
+        Self {
+            received: figures.count("events_received_total"),
+            stored: figures.count(r#"events_stored_total{table="analytics_events"}"#),
+            dead_letters: figures.sum("dead_letters_total"),
+            returned: figures.count("events_returned_total"),
+            expired: figures.count("events_expired_total"),
+            insert_retries: figures.sum("insert_retries_total"),
+            batch_rows: figures.mean("batch_rows"),
+            batch_bytes: figures.mean("batch_bytes"),
+            insert_seconds: figures.mean("insert_duration_seconds"),
+            insert_seconds_p95: figures.quantile("insert_duration_seconds", 0.95),
+            freshness_seconds_p50: figures.quantile("freshness_seconds", 0.5),
+            freshness_seconds_p95: figures.quantile("freshness_seconds", 0.95),
+        }
+    }
+}
+
+impl<'a> Report<'a> {
+    pub fn between(address: SocketAddr, before: &Look, now: &'a Look) -> Self {
+        let figures = &now.figures;
+        let unix_seconds = OffsetDateTime::now_utc().unix_timestamp().unsigned_abs();
+        let process = figures.start().map(|start| Process {
+            uptime_seconds: unix_seconds.saturating_sub(start),
+            cpu_seconds: figures.count("process_cpu_seconds_total"),
+            memory_bytes: figures.count("process_resident_memory_bytes"),
+        });
+        Self {
+            address,
+            health: &now.health,
+            process,
+            in_flight: InFlight {
+                events: figures.count("events_in_flight"),
+                bytes: figures.count("in_flight_bytes"),
+                ranges: figures.count("in_flight_ranges"),
+            },
+            stream: Stream {
+                bytes: figures.count("stream_bytes"),
+                max_bytes: Some(figures.count("stream_max_bytes")).filter(|max| *max > 0),
+            },
+            dead_letters: figures.of("dead_letters_total").collect(),
+            last_seconds: now.at.duration_since(before.at).as_secs_f64(),
+            last: Span::new(&figures.since(&before.figures)),
+            since_start: Span::new(figures),
+        }
+    }
+
+    pub fn print(&self, as_json: bool) -> Result<()> {
+        let mut stdout = std::io::stdout().lock();
+        if as_json {
+            writeln!(stdout, "{}", serde_json::to_string(self)?)?;
+        } else {
+            write!(stdout, "{self}")?;
+        }
+        Ok(stdout.flush()?)
+    }
+}
+
+pub fn print_error(error: &Error, as_json: bool) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    let error = format!("{error:#}");
+    if as_json {
+        writeln!(stdout, "{}", json!({ "error": error }))?;
+    } else {
+        writeln!(stdout, "{error}")?;
+    }
+    Ok(stdout.flush()?)
+}
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let health = self.health;
+        let role = health.role.as_deref();
+        let role = role.unwrap_or("neither active nor standby");
+        let (version, address) = (&health.version, self.address);
+        let status = health.status;
+        writeln!(
+            f,
+            "analytics-server {version} at {address}: {status}, {role}\n"
+        )?;
+        self.state()
+            .try_for_each(|(name, state)| writeln!(f, "{name:<14}{state}"))?;
+        let span = format!("last {:.0} s", self.last_seconds);
+        writeln!(f, "\n{:<14}{span:>14}{:>16}", "", "since start")?;
+        self.table()
+            .try_for_each(|(name, last, all)| writeln!(f, "{name:<14}{last:>14}{all:>16}"))
+    }
+}
+
+impl Report<'_> {
+    /// How it is now: names and states.
+    fn state(&self) -> impl Iterator<Item = (&str, String)> {
+        let health = self.health;
+        let dead_letters = self.dead_letters.iter().filter(|(_, number)| **number > 0);
+        [
+            ("NATS", health.nats.clone()),
+            ("ClickHouse", health.clickhouse.clone()),
+            ("schema", health.schema.clone()),
+            ("pipeline", health.pipeline.clone()),
+            (
+                "lag",
+                health
+                    .lag
+                    .as_ref()
+                    .map_or("not known here".to_owned(), |lag| {
+                        let [pending, ack_pending] = [lag.pending, lag.ack_pending]
+                            .map(|lag| HumanCount(lag.unsigned_abs()));
+                        format!("{pending} messages to come, {ack_pending} not acknowledged")
+                    }),
+            ),
+            (
+                "in flight",
+                format!(
+                    "{} events, {}, {} batches recorded",
+                    HumanCount(self.in_flight.events),
+                    size(self.in_flight.bytes),
+                    self.in_flight.ranges
+                ),
+            ),
+            (
+                "stream",
+                match self.stream.max_bytes {
+                    Some(max) => {
+                        let share = self.stream.bytes as f64 / max as f64 * 100.0;
+                        format!("{} of {}, {share:.0} %", size(self.stream.bytes), size(max))
+                    }
+                    None => size(self.stream.bytes),
+                },
+            ),
+            (
+                "last insert",
+                health.last_insert.map_or("none yet".to_owned(), |at| {
+                    let ago = (OffsetDateTime::now_utc() - at).as_seconds_f64();
+                    format!("{} ago", duration(ago.max(0.0)))
+                }),
+            ),
+        ]
+        .into_iter()
+        .chain(self.process.iter().map(|process| {
+            let up = FormattedDuration(Duration::from_secs(process.uptime_seconds));
+            let share = process.cpu_seconds as f64 / process.uptime_seconds.max(1) as f64 * 100.0;
+            let memory = size(process.memory_bytes);
+            ("process", format!("up {up}, {share:.0} % CPU, {memory}"))
+        }))
+        .chain(dead_letters.map(|(reason, number)| {
+            let number = HumanCount(*number);
+            ("dead letters", format!("{number} {reason}"))
+        }))
+    }
+
+    /// What happened: names, then and since the start.
+    fn table(&self) -> impl Iterator<Item = (&'static str, String, String)> {
+        let spans = [&self.last, &self.since_start];
+        let count = |name, of: fn(&Span) -> u64| {
+            let [last, all] = spans.map(of);
+            let rate = match self.last_seconds {
+                0.0 => "-".to_owned(),
+                seconds => format!("{}/s", rate(last as f64 / seconds)),
+            };
+            (name, rate, HumanCount(all).to_string())
+        };
+        let mean = |name, of: fn(&Span) -> Option<f64>, write: fn(f64) -> String| {
+            let [last, all] = spans.map(|span| of(span).map_or("-".to_owned(), write));
+            (name, last, all)
+        };
+        [
+            count("received", |span| span.received),
+            count("stored", |span| span.stored),
+            count("dead letters", |span| span.dead_letters),
+            count("given back", |span| span.returned),
+            count("expired", |span| span.expired),
+            count("retries", |span| span.insert_retries),
+            mean("batch rows", |span| span.batch_rows, rate),
+            mean(
+                "batch bytes",
+                |span| span.batch_bytes,
+                |bytes| size(bytes as u64),
+            ),
+            mean("insert mean", |span| span.insert_seconds, duration),
+            mean("insert p95", |span| span.insert_seconds_p95, duration),
+            mean("freshness p50", |span| span.freshness_seconds_p50, duration),
+            mean("freshness p95", |span| span.freshness_seconds_p95, duration),
+        ]
+        .into_iter()
+    }
+}
+
+/// Small ones with a decimal: one event in two seconds is not none.
+fn rate(number: f64) -> String {
+    if number.fract() != 0.0 && number < 10.0 {
+        format!("{number:.1}")
+    } else {
+        HumanCount(number.round() as u64).to_string()
+    }
+}
+
+fn size(bytes: u64) -> String {
+    ByteSize::b(bytes).display().si().to_string()
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        ..1.0 => format!("{:.0} ms", seconds * 1e3),
+        1.0..120.0 => format!("{seconds:.1} s"),
+        _ => FormattedDuration(Duration::from_secs_f64(seconds)).to_string(),
+    }
+}

@@ -1,0 +1,148 @@
+//! `analytics-server health` and `status`: what an operator sees.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::support::clickhouse::free_port;
+use crate::support::daemon::{self, Daemon};
+use crate::support::events::publish_samples;
+use crate::support::{World, eventually};
+
+/// A configuration whose daemon is found by it, and the address.
+fn config(world: &World) -> (PathBuf, String) {
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let port = free_port();
+    let filed = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, filed.replace("port: 0", &format!("port: {port}"))).unwrap();
+    (config, format!("127.0.0.1:{port}"))
+}
+
+/// Exit code, standard output, standard error.
+async fn run(config: &PathBuf, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = daemon::run(config, arguments).await;
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let code = output.status.code();
+    (code, text(output.stdout), text(output.stderr))
+}
+
+/// `status`, which looks twice within a tenth of a second.
+async fn status(config: &PathBuf, more: &[&str]) -> (Option<i32>, String, String) {
+    run(config, &[&["status", "--interval", "0.1"], more].concat()).await
+}
+
+#[tokio::test]
+async fn health_asks_the_daemon_of_the_configuration() {
+    let mut world = World::new().await;
+    let (config, address) = config(&world);
+    for command in ["health", "status"] {
+        let (code, _, stderr) = run(&config, &[command]).await;
+        assert_eq!(code, Some(69), "{stderr}");
+        let refused = format!("no answer from {address}: Connection refused");
+        assert!(stderr.contains(&refused), "{stderr}");
+    }
+
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    let (code, stdout, _) = run(&config, &["health"]).await;
+    assert_eq!(code, Some(0), "{stdout}");
+    assert!(stdout.contains(r#""status":"healthy""#), "{stdout}");
+    world.nats.kill();
+    eventually("it is unhealthy", async || {
+        let (code, stdout, _) = run(&config, &["health"]).await;
+        (code == Some(1) && stdout.contains("connection lost")).then_some(())
+    })
+    .await;
+    let (code, stdout, _) = status(&config, &[]).await;
+    assert_eq!(code, Some(1), "{stdout}");
+    assert!(stdout.contains("unhealthy"), "{stdout}");
+    assert!(stdout.contains("NATS          connection lost"), "{stdout}");
+}
+
+#[tokio::test]
+async fn status_shows_what_went_through() {
+    let world = World::new().await;
+    let (config, address) = config(&world);
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    publish_samples(&world, 1500).await;
+    world.publish("app.start", "not protobuf").await;
+    world.settled(1500, 1).await;
+
+    let stored = eventually("all is counted", async || {
+        let (code, stdout, stderr) = status(&config, &["--json"]).await;
+        assert_eq!(code, Some(0), "{stderr}");
+        let report: Value = serde_json::from_str(&stdout).unwrap();
+        let all = &report["since_start"];
+        (all["stored"] == 1500 && all["dead_letters"] == 1).then_some(report)
+    })
+    .await;
+    assert_eq!(stored["address"], address.as_str());
+    assert_eq!(stored["health"]["role"], "active");
+    assert_eq!(stored["since_start"]["received"], 1501);
+    assert_eq!(stored["dead_letters"]["undecodable"], 1);
+    assert_eq!(stored["in_flight"]["events"], 0);
+    let batches = stored["since_start"]["batch_rows"].as_f64().unwrap();
+    assert!((1.0..=1501.0).contains(&batches), "{stored}");
+    assert!(stored["since_start"]["insert_seconds"].as_f64() > Some(0.0));
+
+    let (code, stdout, _) = status(&config, &[]).await;
+    assert_eq!(code, Some(0));
+    let first = format!("at {address}: healthy, active\n");
+    assert!(stdout.contains(&first), "{stdout}");
+    let shows = |name: &str, end: &str| {
+        let lines: Vec<_> = stdout
+            .lines()
+            .filter(|line| line.starts_with(name))
+            .collect();
+        assert!(
+            lines.iter().any(|line| line.ends_with(end)),
+            "{name} {end}: {stdout}"
+        );
+    };
+    for name in ["NATS", "ClickHouse", "schema", "pipeline"] {
+        shows(name, " ok");
+    }
+    shows("lag", " 0 messages to come, 0 not acknowledged");
+    shows("last insert", " ago");
+    shows("received", " 1,501");
+    shows("stored", " 1,500");
+    shows("dead letters", " 1 undecodable");
+    shows("insert p95", " ms");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_watches_a_daemon_that_comes_and_goes() {
+    let world = World::new().await;
+    let (config, address) = config(&world);
+    let arguments = ["status", "--watch", "--interval", "0.1"];
+    let mut watch = daemon::command(&config)
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    // The reads wait: on a thread on which they may.
+    let mut shows = |text: &str| {
+        let found = tokio::task::block_in_place(|| {
+            lines
+                .by_ref()
+                .find(|line| line.as_ref().unwrap().contains(text))
+        });
+        assert!(found.is_some(), "{text}");
+    };
+    shows(&format!("no answer from {address}"));
+    let daemon = Daemon::start(&config);
+    shows(": healthy, active");
+    world.nats.signal("STOP");
+    // It holds its connection and says nothing any more.
+    shows("NATS          connection lost");
+    world.nats.signal("CONT");
+    shows(": healthy, active");
+    daemon.kill();
+    shows(&format!("no answer from {address}"));
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+}
