@@ -34,7 +34,7 @@ use tokio::runtime::Runtime;
 
 use crate::clickhouse::client;
 use crate::clickhouse::migrations::MigrationError;
-use crate::config::{Config, ConfigError, ENVIRONMENT};
+use crate::config::{Config, ConfigError, ENVIRONMENT, Variable};
 use crate::nats::{ConnectError, StreamError};
 
 /// Carries fechatter's analytics events from NATS JetStream into ClickHouse, every event exactly once
@@ -163,7 +163,7 @@ fn environment(name: &str) -> Option<String> {
 fn environment_help() -> String {
     let lines: Vec<String> = ENVIRONMENT
         .iter()
-        .map(|(name, key)| format!("  {name:<28} {key}"))
+        .map(|Variable { name, sets, .. }| format!("  {name:<32} {sets}"))
         .collect();
     format!(
         "Environment variables that override the configuration file:\n{}\n\n\

@@ -9,6 +9,7 @@ pub mod migrations;
 pub mod native;
 pub mod schema;
 pub mod stored;
+mod transport;
 pub mod views;
 
 pub use client::{ClickHouse, InsertError};

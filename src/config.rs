@@ -4,6 +4,8 @@
 //! that a misspelt one is not silently a default.
 
 mod address;
+mod authority;
+mod environment;
 mod load;
 mod values;
 
@@ -17,7 +19,9 @@ use secrecy::SecretString;
 use serde::{Deserialize, Deserializer, de};
 
 pub use address::Address;
-pub use load::{ConfigError, ENVIRONMENT};
+pub use authority::Authority;
+pub use environment::{ENVIRONMENT, Variable};
+pub use load::ConfigError;
 
 /// The whole file.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -43,6 +47,8 @@ pub struct Server {
     pub db_user: String,
     /// Default none.
     pub db_password: Option<SecretString>,
+    /// Certificate authorities (PEM) to trust beside the system's. Default none.
+    pub db_tls_ca_file: Option<Authority>,
     /// Database that holds all tables; created when missing. Default `fechatter_analytics`.
     pub db_name: String,
     /// Folder for what the daemon keeps on disk: the embedded ClickHouse's data,
@@ -58,6 +64,7 @@ impl Default for Server {
             db_url: Database::default(),
             db_user: "default".to_owned(),
             db_password: None,
+            db_tls_ca_file: None,
             db_name: "fechatter_analytics".to_owned(),
             base_dir: PathBuf::from("/tmp/fechatter_analytics"),
         }
@@ -168,8 +175,8 @@ pub struct Messaging {
     pub token: Option<SecretString>,
     /// A `.creds` file, as `nsc` writes them.
     pub credentials_file: Option<PathBuf>,
-    /// A certificate authority (PEM) to trust beside the system's; requires TLS.
-    pub tls_ca_file: Option<PathBuf>,
+    /// Certificate authorities (PEM) to trust beside the system's; requires TLS.
+    pub tls_ca_file: Option<Authority>,
     pub subjects: Subjects,
     pub jetstream: JetStream,
 }

@@ -30,4 +30,5 @@ pub mod pb;
 pub mod pipeline;
 pub mod retry;
 pub mod sample;
+mod tls;
 pub mod versions;

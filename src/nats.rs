@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::Messaging;
 use crate::retry::Retry;
+use crate::tls::certificate_fault;
 
 pub use message::{StoredMessage, StoredMessageError, nanoseconds, stored_message};
 pub use stream::{Difference, StreamError, StreamId, differences, find_stream, open_stream};
@@ -42,9 +43,10 @@ fn log(event: &Event, retry: &mut Retry) {
             retry.is_news(&"lost");
             warn!("connection to NATS lost, reconnecting");
         }
-        // A try to reconnect that failed: said once a change.
+        // A try to reconnect that failed, or a right that is missing: said once a change.
         Event::ClientError(error) if retry.is_news(error) => warn!(%error, "NATS"),
-        Event::SlowConsumer(_) | Event::ServerError(_) => warn!(%event, "NATS"),
+        Event::ServerError(error) if retry.is_news(error) => warn!(%error, "NATS"),
+        Event::SlowConsumer(_) => warn!(%event, "NATS"),
         event => debug!(%event, "NATS"),
     }
 }
@@ -55,6 +57,8 @@ pub enum ConnectError {
     Credentials { path: String, error: io::Error },
     #[error("NATS at {address} does not let this user in: {reason}")]
     Refused { address: String, reason: String },
+    #[error("NATS at {address} has a certificate that does not hold: {reason}")]
+    Untrusted { address: String, reason: String },
     #[error("cannot connect to NATS at {address}: {reason}")]
     Unreachable { address: String, reason: String },
 }
@@ -104,13 +108,17 @@ pub async fn connect(messaging: &Messaging) -> Result<Client, ConnectError> {
                     error,
                 })?;
     }
-    if let Some(path) = &messaging.tls_ca_file {
+    if let Some(authority) = &messaging.tls_ca_file {
         options = options
-            .add_root_certificates(path.clone())
+            .add_root_certificates(authority.path().to_owned())
             .require_tls(true);
     }
     options.connect(addresses).await.map_err(|error| {
-        let (address, reason) = (messaging.nats_url.to_string(), error.to_string());
+        let address = messaging.nats_url.to_string();
+        if let Some(reason) = certificate_fault(&error) {
+            return ConnectError::Untrusted { address, reason };
+        }
+        let reason = error.to_string();
         match error.kind() {
             ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
                 ConnectError::Refused { address, reason }

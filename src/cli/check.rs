@@ -16,6 +16,7 @@ use crate::config::{Config, Database, Messaging};
 use crate::nats::{self, ConnectError, StreamError, StreamId};
 use crate::pipeline::checkpoint;
 use crate::pipeline::consume::{self, Settings};
+use crate::tls::certificate_fault;
 use crate::versions::{self, Verdict};
 
 #[derive(clap::Args)]
@@ -163,8 +164,14 @@ async fn check_nats(messaging: &Messaging, repair: bool, report: &mut Report) {
             return;
         }
         Err(error) => {
-            let remedy =
-                "set username and password, token or credentials_file in integrations.messaging";
+            let remedy = match error {
+                ConnectError::Untrusted { .. } => {
+                    "set integrations.messaging.tls_ca_file, and the name that the certificate is for in nats_url"
+                }
+                _ => {
+                    "set username and password, token or credentials_file in integrations.messaging"
+                }
+            };
             report.add("nats", Status::Failed, error.to_string(), remedy);
             return;
         }
@@ -303,7 +310,7 @@ async fn check_consumer(
     match checkpoint::peek(jetstream, &messaging.jetstream.stream_name, name).await {
         Ok(None) => report.ok(
             "checkpoint",
-            "none yet: the daemon starts at the stream's beginning",
+            "none: the daemon starts at the stream's beginning, and leaves out what ClickHouse holds of it",
         ),
         Ok(Some(record)) if record.stream_created != StreamId::of(stream).created => {
             let detail =
@@ -340,6 +347,11 @@ async fn check_clickhouse(config: &Config, repair: bool, report: &mut Report) {
                         }
                         Database::Server(_) => "start ClickHouse, or set server.db_url",
                     },
+                )
+            } else if certificate_fault(&error).is_some() {
+                (
+                    Status::Failed,
+                    "set server.db_tls_ca_file, and the name that the certificate is for in db_url",
                 )
             } else {
                 (
@@ -404,6 +416,7 @@ fn check_guarantees(
     let name = |topic| match topic {
         Topic::Version => "clickhouse",
         Topic::Settings => "settings",
+        Topic::Rights => "rights",
         Topic::Deduplication => "deduplication",
     };
     let findings = match findings {

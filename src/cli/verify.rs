@@ -171,9 +171,11 @@ impl Verify {
             super::serve::owner(),
             Arc::new(Progress::default()),
         );
+        // First of all: the pipeline would wait for a database that is missing.
+        let views = views::of_events(&self.clickhouse).await?;
         let checkpoint = pipeline.settle().await?;
         let report = tokio::select! {
-            report = self.repair_alone(&mut pipeline, &checkpoint) => report,
+            report = self.repair_alone(&mut pipeline, &checkpoint, &views) => report,
             error = checkpoint.keep() => Err(error.into()),
         };
         checkpoint.hand_over().await?;
@@ -184,6 +186,7 @@ impl Verify {
         &self,
         pipeline: &mut Pipeline,
         checkpoint: &Arc<Checkpoint>,
+        views: &Views,
     ) -> Result<Report> {
         let before = self.compare_stream().await?;
         let mut span = self.span;
@@ -192,7 +195,6 @@ impl Verify {
             // The views may have counted what was inserted, on whatever day.
             span = Span::all(&self.config);
         }
-        let views = views::of_events(&self.clickhouse).await?;
         let mut days_of_views = 0;
         for day in days::compare(&self.clickhouse, &views.by_day, span, true).await? {
             for view in &views.by_day {

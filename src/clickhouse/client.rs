@@ -9,12 +9,16 @@ use secrecy::ExposeSecret;
 
 use super::codes::{self, Class};
 use super::native::Block;
+use super::transport;
 use crate::config::{self, Address, Config};
+use crate::tls::certificate_fault;
 
 /// A ClickHouse server and the database that the daemon writes to.
 #[derive(Clone)]
 pub struct ClickHouse {
     client: Client,
+    /// Without a database chosen. Choosing one, if only `default`, needs a right to it.
+    server: Client,
     address: Address,
     user: String,
     database: String,
@@ -75,7 +79,11 @@ impl ClickHouse {
     pub fn new(config: &Config) -> Self {
         let server = &config.server;
         let address = server.db_url.address();
-        let client = Client::default()
+        let client = match &server.db_tls_ca_file {
+            Some(authority) => transport::trusting(authority),
+            None => Client::default(),
+        };
+        let client = client
             .with_url(address.expose())
             .with_user(&server.db_user)
             // Of answers: they are short.
@@ -86,7 +94,8 @@ impl ClickHouse {
             None => client,
         };
         Self {
-            client: client.with_database(&server.db_name),
+            client: client.clone().with_database(&server.db_name),
+            server: client,
             user: server.db_user.clone(),
             database: server.db_name.clone(),
             compression: match config.features.analytics.compression {
@@ -111,8 +120,7 @@ impl ClickHouse {
     /// The same server, without a database chosen: for creating it.
     pub fn without_database(&self) -> Self {
         Self {
-            // The crate cannot take a database back; this one always exists.
-            client: self.client.clone().with_database("default"),
+            client: self.server.clone(),
             ..self.clone()
         }
     }
@@ -263,6 +271,9 @@ pub fn describe(error: &Error) -> String {
         }
         return line;
     }
+    if let Some(fault) = certificate_fault(error) {
+        return format!("its certificate does not hold: {fault}");
+    }
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
@@ -277,5 +288,5 @@ pub fn describe(error: &Error) -> String {
 
 /// Whether nobody answered at all, as opposed to an answer that was an error.
 pub fn is_unreachable(error: &Error) -> bool {
-    matches!(error, Error::Network(_) | Error::TimedOut)
+    matches!(error, Error::Network(_) | Error::TimedOut) && certificate_fault(error).is_none()
 }

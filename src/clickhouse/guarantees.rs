@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::client::{ClickHouse, INSERT_SETTINGS};
 use super::migrations::quote_identifier;
 use super::schema::{self, Table};
+use super::stored;
 use crate::versions::{self, Verdict};
 
 /// Something that is not as exactly once needs it.
@@ -32,9 +33,13 @@ pub enum Topic {
     Version,
     /// Settings under which an insert runs.
     Settings,
+    /// What the user may do.
+    Rights,
     /// Tables that recognise a repeated insert.
     Deduplication,
 }
+
+const ACCESS_DENIED: &str = "Code: 497.";
 
 impl Finding {
     fn fatal(topic: Topic, detail: String, remedy: String) -> Self {
@@ -63,6 +68,7 @@ pub async fn of_server(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
         }
     }
     findings.extend(of_settings(clickhouse).await?);
+    findings.extend(of_rights(clickhouse).await?);
     Ok(findings)
 }
 
@@ -75,6 +81,24 @@ pub async fn of_tables(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
         .filter(|table| table.engine.ends_with("MergeTree") && table.name != "schema_migrations")
         .flat_map(|table| of_table(table, &defaults))
         .collect())
+}
+
+/// The one right that nothing needs from day to day. Without it, the daemon waits for ever
+/// after the checkpoint was lost.
+async fn of_rights(clickhouse: &ClickHouse) -> Result<Option<Finding>, Error> {
+    match stored::inserts_run(&clickhouse.without_database(), "").await {
+        Ok(_) => Ok(None),
+        Err(Error::BadResponse(answer)) if answer.starts_with(ACCESS_DENIED) => Ok(Some(Finding {
+            topic: Topic::Rights,
+            detail: "system.processes cannot be read, which is asked for running inserts after the checkpoint was lost".to_owned(),
+            remedy: format!(
+                "GRANT SELECT ON system.processes TO {}",
+                quote_identifier(clickhouse.user())
+            ),
+            fatal: false,
+        })),
+        Err(error) => Err(error),
+    }
 }
 
 /// A setting that wins over `insert_deduplicate` where ClickHouse has it (measured on
@@ -229,8 +253,7 @@ async fn table_defaults(clickhouse: &ClickHouse) -> Result<HashMap<String, Strin
             .into_iter()
             .map(|Setting { name, value }| (name, value))
             .collect()),
-        // ACCESS_DENIED
-        Err(Error::BadResponse(answer)) if answer.starts_with("Code: 497.") => Ok(HashMap::new()),
+        Err(Error::BadResponse(answer)) if answer.starts_with(ACCESS_DENIED) => Ok(HashMap::new()),
         Err(error) => Err(error),
     }
 }

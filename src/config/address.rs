@@ -19,6 +19,10 @@ impl Address {
         &self.0
     }
 
+    pub fn is_https(&self) -> bool {
+        self.0.starts_with("https://")
+    }
+
     /// Whether it is on this machine.
     pub fn is_local(&self) -> bool {
         self.parts().all(|(_, host)| {

@@ -2,25 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use secrecy::SecretString;
-
-use super::{Address, Config, Database, values};
-
-/// The environment variables that override a key of the file, with what each is for.
-pub const ENVIRONMENT: [(&str, &str); 9] = [
-    ("ANALYTICS_HOST", "server.host"),
-    ("ANALYTICS_PORT", "server.port"),
-    ("ANALYTICS_NATS_URL", "integrations.messaging.nats_url"),
-    ("ANALYTICS_DB_URL", "server.db_url"),
-    ("ANALYTICS_DB_USER", "server.db_user"),
-    ("ANALYTICS_DB_PASSWORD", "server.db_password"),
-    (
-        "ANALYTICS_DB_PASSWORD_FILE",
-        "a file that holds server.db_password",
-    ),
-    ("ANALYTICS_DB_NAME", "server.db_name"),
-    ("ANALYTICS_BASE_DIR", "server.base_dir"),
-];
+use super::Config;
 
 /// Where the file is looked for when no path is given, first hit wins.
 const PLACES: [&str; 2] = ["analytics.yml", "/etc/fechatter/analytics.yml"];
@@ -42,6 +24,8 @@ pub enum ConfigError {
     },
     #[error("integrations.messaging.password needs `username` beside it")]
     PasswordWithoutUser,
+    #[error("server.db_tls_ca_file needs an `https://` address in `db_url`")]
+    AuthorityWithoutTls,
     #[error("environment variable {name}: {message}")]
     Environment { name: &'static str, message: String },
 }
@@ -49,7 +33,7 @@ pub enum ConfigError {
 impl Config {
     /// Reads `path`, or the first file that is found where `PLACES` says, or
     /// takes the defaults when there is none; then applies the overrides of
-    /// [`ENVIRONMENT`], looked up through `env`. Returns the path that was read, too.
+    /// [`ENVIRONMENT`](super::ENVIRONMENT), looked up through `env`. Returns the path that was read, too.
     pub fn load(
         path: Option<&Path>,
         env: impl Fn(&str) -> Option<String>,
@@ -70,6 +54,10 @@ impl Config {
         let messaging = &config.integrations.messaging;
         if messaging.password.is_some() && messaging.username.is_none() {
             return Err(ConfigError::PasswordWithoutUser);
+        }
+        let server = &config.server;
+        if server.db_tls_ca_file.is_some() && !server.db_url.address().is_https() {
+            return Err(ConfigError::AuthorityWithoutTls);
         }
         Ok((config, path))
     }
@@ -100,57 +88,6 @@ impl Config {
                 message: in_plain_words(&with_nearest_key(message)),
             }
         })
-    }
-
-    fn override_from(&mut self, env: impl Fn(&str) -> Option<String>) -> Result<(), ConfigError> {
-        // An empty variable counts as unset: compose files and unit files often
-        // pass one through without a value.
-        let env = |name| env(name).filter(|value| !value.is_empty());
-        let invalid = |name, message: String| ConfigError::Environment { name, message };
-
-        if let Some(host) = env("ANALYTICS_HOST") {
-            self.server.host = host
-                .parse()
-                .map_err(|_| invalid("ANALYTICS_HOST", format!("`{host}` is not an IP address")))?;
-        }
-        if let Some(port) = env("ANALYTICS_PORT") {
-            self.server.port = port
-                .parse()
-                .map_err(|_| invalid("ANALYTICS_PORT", format!("`{port}` is not a port")))?;
-        }
-        if let Some(url) = env("ANALYTICS_NATS_URL") {
-            let url = Address::new(url);
-            values::check_nats_url(&url)
-                .map_err(|message| invalid("ANALYTICS_NATS_URL", message))?;
-            self.integrations.messaging.nats_url = url;
-        }
-        if let Some(url) = env("ANALYTICS_DB_URL") {
-            self.server.db_url =
-                Database::parse(&url).map_err(|message| invalid("ANALYTICS_DB_URL", message))?;
-        }
-        if let Some(user) = env("ANALYTICS_DB_USER") {
-            self.server.db_user = user;
-        }
-        if let Some(file) = env("ANALYTICS_DB_PASSWORD_FILE") {
-            let password = std::fs::read_to_string(&file).map_err(|error| {
-                invalid(
-                    "ANALYTICS_DB_PASSWORD_FILE",
-                    format!("cannot read `{file}`: {error}"),
-                )
-            })?;
-            self.server.db_password =
-                Some(SecretString::from(password.trim_end_matches(['\r', '\n'])));
-        }
-        if let Some(password) = env("ANALYTICS_DB_PASSWORD") {
-            self.server.db_password = Some(SecretString::from(password));
-        }
-        if let Some(name) = env("ANALYTICS_DB_NAME") {
-            self.server.db_name = name;
-        }
-        if let Some(dir) = env("ANALYTICS_BASE_DIR") {
-            self.server.base_dir = PathBuf::from(dir);
-        }
-        Ok(())
     }
 }
 

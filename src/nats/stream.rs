@@ -280,7 +280,10 @@ fn name_of(storage: StorageType) -> String {
 }
 
 fn in_hours(age: Duration) -> String {
-    format!("{}h", age.as_secs() / 3600)
+    match age.as_secs() {
+        seconds if seconds % 3600 == 0 => format!("{}h", seconds / 3600),
+        seconds => format!("{seconds}s"),
+    }
 }
 
 #[cfg(test)]

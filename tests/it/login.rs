@@ -1,6 +1,6 @@
 //! Every way of logging in to NATS that the configuration offers.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use nkeys::KeyPair;
@@ -11,12 +11,11 @@ use crate::support::daemon::{self, Daemon};
 use crate::support::nats::Nats;
 
 /// Events go through, and nothing shows `secret`.
-async fn events_flow(world: &World, messaging: &str, secret: &str) {
-    let config = world.config("flush_interval_seconds: 0.1", messaging);
-    let daemon = Daemon::start_with(&config, &[], "trace");
+pub async fn events_flow(config: &Path, secret: &str) {
+    let daemon = Daemon::start_with(config, &[], "trace");
     daemon.logs("checkpoint taken over").await;
-    let checked = daemon::run(&config, &["check"]).await;
-    let sent = daemon::run(&config, &["send", "--count", "5", "--wait", "120"]).await;
+    let checked = daemon::run(config, &["check"]).await;
+    let sent = daemon::run(config, &["send", "--count", "5", "--wait", "120"]).await;
     assert!(sent.status.success(), "{}", text(&sent.stderr));
     assert!(checked.status.success(), "{}", text(&checked.stdout));
     let shown = [
@@ -28,6 +27,10 @@ async fn events_flow(world: &World, messaging: &str, secret: &str) {
     ]
     .concat();
     assert!(!text(&shown).contains(secret));
+}
+
+fn login(world: &World, messaging: &str) -> PathBuf {
+    world.config("flush_interval_seconds: 0.1", messaging)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -44,7 +47,7 @@ fn write(dir: &Path, name: &str, text: String) -> String {
 async fn user_and_password() {
     let nats = Nats::start_with(&["--user", "ann", "--pass", "s3cret"]).await;
     let world = World::with_nats(nats);
-    events_flow(&world, "username: ann, password: s3cret", "s3cret").await;
+    events_flow(&login(&world, "username: ann, password: s3cret"), "s3cret").await;
 }
 
 #[tokio::test]
@@ -52,7 +55,7 @@ async fn user_and_password_in_the_address() {
     let nats = Nats::start_with(&["--user", "ann", "--pass", "s3cret"]).await;
     let world = World::with_nats(nats);
     let address = world.nats.url().replace("nats://", "nats://ann:s3cret@");
-    events_flow(&world, &format!("nats_url: '{address}'"), "s3cret").await;
+    events_flow(&login(&world, &format!("nats_url: '{address}'")), "s3cret").await;
 }
 
 #[tokio::test]
@@ -71,39 +74,8 @@ async fn a_wrong_password_is_said_and_not_shown() {
 #[tokio::test]
 async fn token() {
     let nats = Nats::start_with(&["--auth", "t0ken"]).await;
-    events_flow(&World::with_nats(nats), "token: t0ken", "t0ken").await;
-}
-
-#[tokio::test]
-async fn tls_with_a_certificate_authority_of_ones_own() {
-    let dir = tempfile::tempdir().unwrap();
-    let authority_key = rcgen::KeyPair::generate().unwrap();
-    let mut authority = rcgen::CertificateParams::new([]).unwrap();
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let authority_pem = authority.self_signed(&authority_key).unwrap().pem();
-    let issuer = rcgen::Issuer::new(authority, authority_key);
-    let server_key = rcgen::KeyPair::generate().unwrap();
-    let server = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
-    let server = server.signed_by(&server_key, &issuer).unwrap();
-    let (certificate, key) = (
-        write(dir.path(), "server.pem", server.pem()),
-        write(dir.path(), "server.key", server_key.serialize_pem()),
-    );
-    let authority = write(dir.path(), "authority.pem", authority_pem);
-
-    let nats = Nats::start_with(&["--tls", "--tlscert", &certificate, "--tlskey", &key]).await;
     let world = World::with_nats(nats);
-    events_flow(
-        &world,
-        &format!("tls_ca_file: '{authority}'"),
-        "PRIVATE KEY",
-    )
-    .await;
-
-    // Without the authority, nobody vouches for the server.
-    let config = world.config("", "");
-    let checked = daemon::run(&config, &["check"]).await;
-    assert_eq!(checked.status.code(), Some(69), "{}", text(&checked.stdout));
+    events_flow(&login(&world, "token: t0ken"), "t0ken").await;
 }
 
 /// A token as NATS takes it: JSON claims signed with the issuer's key.
@@ -173,7 +145,11 @@ async fn credentials_file() {
     let server = write(dir.path(), "nats.conf", server);
     let nats = Nats::start_with(&["--config", &server]).await;
     let world = World::with_nats(nats);
-    events_flow(&world, &format!("credentials_file: '{credentials}'"), &seed).await;
+    events_flow(
+        &login(&world, &format!("credentials_file: '{credentials}'")),
+        &seed,
+    )
+    .await;
 
     let config = world.config("", "credentials_file: /missing/user.creds");
     let sent = daemon::run(&config, &["send"]).await;

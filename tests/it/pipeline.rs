@@ -8,7 +8,7 @@ use async_nats::jetstream::stream::{Config, RetentionPolicy};
 use uuid::Uuid;
 
 use crate::support::daemon::Daemon;
-use crate::support::events::{event, publish_samples};
+use crate::support::events::{event, publish_samples, publish_with_an_odd_header};
 use crate::support::{World, dependency, eventually};
 
 #[tokio::test]
@@ -265,41 +265,13 @@ async fn overlapping_subjects_are_one_stream() {
 
 #[tokio::test]
 async fn a_header_that_the_client_library_refuses_stops_nothing() {
-    use std::io::{Read, Write};
-
     let world = World::new().await;
     let daemon = world.daemon("flush_interval_seconds: 0.1");
     daemon.logs("checkpoint taken over").await;
     world.publish("app.start", event("before")).await;
 
-    // As bytes, since the library does not send such a header either.
     let id = Uuid::new_v4();
-    let headers = [
-        b"NATS/1.0\r\nX: \xff\r\nNats-Msg-Id: ".as_slice(),
-        id.to_string().as_bytes(),
-        b"\r\n\r\n",
-    ]
-    .concat();
-    let payload = event("odd header");
-    let total = headers.len() + payload.len();
-    let command = format!(
-        "HPUB fechatter.analytics.app.start {} {total}\r\n",
-        headers.len()
-    );
-    let mut connection =
-        std::net::TcpStream::connect(world.nats.url().trim_start_matches("nats://")).unwrap();
-    connection
-        .write_all(b"CONNECT {\"headers\":true,\"verbose\":false}\r\n")
-        .unwrap();
-    connection
-        .write_all(&[command.as_bytes(), &headers, &payload, b"\r\nPING\r\n"].concat())
-        .unwrap();
-    let mut answer = String::new();
-    while !answer.contains("PONG") {
-        let mut bytes = [0; 4096];
-        let count = connection.read(&mut bytes).unwrap();
-        answer.push_str(&String::from_utf8_lossy(&bytes[..count]));
-    }
+    publish_with_an_odd_header(&world.nats, "", id);
 
     for _ in 0..5 {
         world.publish("app.start", event("after")).await;

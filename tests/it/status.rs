@@ -1,7 +1,7 @@
 //! `analytics-server health` and `status`: what an operator sees.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -21,7 +21,7 @@ fn config(world: &World) -> (PathBuf, String) {
 }
 
 /// Exit code, standard output, standard error.
-async fn run(config: &PathBuf, arguments: &[&str]) -> (Option<i32>, String, String) {
+async fn run(config: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = daemon::run(config, arguments).await;
     let text = |bytes| String::from_utf8(bytes).unwrap();
     let code = output.status.code();
@@ -29,7 +29,7 @@ async fn run(config: &PathBuf, arguments: &[&str]) -> (Option<i32>, String, Stri
 }
 
 /// `status`, which looks twice within a tenth of a second.
-async fn status(config: &PathBuf, more: &[&str]) -> (Option<i32>, String, String) {
+async fn status(config: &Path, more: &[&str]) -> (Option<i32>, String, String) {
     run(config, &[&["status", "--interval", "0.1"], more].concat()).await
 }
 

@@ -8,6 +8,7 @@ pub mod fake_clickhouse;
 pub mod nats;
 pub mod proxy;
 pub mod rewriting;
+pub mod tls;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};

@@ -23,6 +23,12 @@ pub fn url() -> &'static str {
     })
 }
 
+/// Its port on the loopback address.
+pub fn port() -> u16 {
+    let (_, port) = url().rsplit_once(':').expect("a port");
+    port.trim_end_matches('/').parse().expect("a port")
+}
+
 /// A client on a fresh database of the shared server.
 pub async fn fresh_database() -> Client {
     static COUNT: AtomicU32 = AtomicU32::new(0);

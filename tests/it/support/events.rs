@@ -1,13 +1,17 @@
 //! What the tests publish.
 
 use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::SystemTime;
 
 use analytics_server::pb;
 use analytics_server::sample::Population;
 use prost::Message;
+use uuid::Uuid;
 
 use super::World;
+use super::nats::Nats;
 
 /// Publishes sample events without waiting for each answer.
 pub async fn publish_samples(world: &World, count: usize) {
@@ -39,4 +43,36 @@ pub fn event(client_id: &str) -> Vec<u8> {
         event_type: None,
     }
     .encode_to_vec()
+}
+
+/// Publishes an event with this `Nats-Msg-Id`, and beside it a header that the client
+/// library refuses to read: as bytes, since it does not send one either. `login` are more
+/// members of what a client says first.
+pub fn publish_with_an_odd_header(nats: &Nats, login: &str, id: Uuid) {
+    let headers = [
+        b"NATS/1.0\r\nX: \xff\r\nNats-Msg-Id: ".as_slice(),
+        id.to_string().as_bytes(),
+        b"\r\n\r\n",
+    ]
+    .concat();
+    let payload = event("odd header");
+    let connect = format!("CONNECT {{{login}\"headers\":true,\"verbose\":false}}\r\n");
+    let publish = format!(
+        "HPUB fechatter.analytics.app.start {} {}\r\n",
+        headers.len(),
+        headers.len() + payload.len()
+    );
+    let mut connection = TcpStream::connect(nats.url().trim_start_matches("nats://")).unwrap();
+    connection.write_all(connect.as_bytes()).unwrap();
+    connection
+        .write_all(&[publish.as_bytes(), &headers, &payload, b"\r\nPING\r\n"].concat())
+        .unwrap();
+    let mut answer = String::new();
+    while !answer.contains("PONG") {
+        let mut bytes = [0; 4096];
+        let count = connection.read(&mut bytes).unwrap();
+        assert!(count > 0, "{answer}");
+        answer.push_str(&String::from_utf8_lossy(&bytes[..count]));
+    }
+    assert!(!answer.contains("-ERR"), "{answer}");
 }

@@ -1,0 +1,55 @@
+use std::path::{Path, PathBuf};
+
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::{self, PemObject};
+use serde::{Deserialize, Deserializer, de};
+
+/// Certificate authorities of one's own: a PEM file, read when the configuration is.
+#[derive(Clone)]
+pub struct Authority {
+    path: PathBuf,
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+impl Authority {
+    fn read(path: PathBuf) -> Result<Self, String> {
+        let shown = path.display();
+        let fault = |error: pem::Error| match error {
+            pem::Error::Io(error) => format!("cannot read `{shown}`: {error}"),
+            error => format!("`{shown}` holds no certificate in PEM: {error}"),
+        };
+        let certificates: Vec<_> = CertificateDer::pem_file_iter(&path)
+            .and_then(Iterator::collect)
+            .map_err(fault)?;
+        if certificates.is_empty() {
+            return Err(fault(pem::Error::NoItemsFound));
+        }
+        for certificate in &certificates {
+            RootCertStore::empty()
+                .add(certificate.clone())
+                .map_err(|error| format!("`{shown}` holds no certificate authority: {error}"))?;
+        }
+        Ok(Self { path, certificates })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.certificates
+    }
+}
+
+impl<'de> Deserialize<'de> for Authority {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::read(PathBuf::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.path.fmt(f)
+    }
+}

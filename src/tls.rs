@@ -1,0 +1,27 @@
+//! What is wrong with a server's certificate.
+
+use std::error::Error;
+use std::io;
+
+use rustls::CertificateError;
+
+/// Why the certificate does not hold, where that is what an error is about.
+pub fn certificate_fault(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        match error.downcast_ref() {
+            Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+                return Some("no authority that is trusted here has signed it".to_owned());
+            }
+            Some(rustls::Error::InvalidCertificate(fault)) => return Some(fault.to_string()),
+            _ => {}
+        }
+        // An I/O error's source is that of the error inside, not that error itself.
+        let inside = error.downcast_ref().and_then(io::Error::get_ref);
+        cause = match inside {
+            Some(inside) => Some(inside),
+            None => error.source(),
+        };
+    }
+    None
+}

@@ -1,0 +1,257 @@
+//! The users of docs/operations.md, with what they may do and nothing else. The statements
+//! and the configuration are read from there.
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::support::clickhouse::{Server, free_port, post};
+use crate::support::daemon::{self, Daemon};
+use crate::support::events::publish_with_an_odd_header;
+use crate::support::nats::Nats;
+use crate::support::{World, eventually};
+
+/// The first block of code after this heading of the guide.
+fn guide(heading: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (_, section) = text.split_once(heading).unwrap();
+    let (_, block) = section.split_once("```").unwrap();
+    let (_language, block) = block.split_once('\n').unwrap();
+    block.split_once("```").unwrap().0.to_owned()
+}
+
+/// Exit code, and all that it says.
+async fn run(config: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = daemon::run(config, arguments).await;
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+async fn succeeds(config: &Path, commands: &[&[&str]]) {
+    for command in commands {
+        let (code, said) = run(config, command).await;
+        assert_eq!(code, Some(0), "{command:?}: {said}");
+    }
+}
+
+/// A nats-server as the guide sets it up, after `change`, and what logs in to it.
+async fn nats(dir: &TempDir, change: impl Fn(String) -> String) -> World {
+    // The folder is the test's own.
+    let text = guide("### NATS: an account").replace("jetstream { store_dir", "# {");
+    let file = dir.path().join("nats.conf");
+    std::fs::write(&file, change(text)).unwrap();
+    World::with_nats(Nats::start_with(&["--config", file.to_str().unwrap()]).await)
+}
+
+fn config_of(world: &World, user: &str, password: &str) -> PathBuf {
+    let login = format!("username: {user}, password: {password}");
+    let url = crate::support::clickhouse::url();
+    world.config_at(
+        &format!("{user}.yml"),
+        url,
+        "flush_interval_seconds: 0.1",
+        &login,
+    )
+}
+
+const SEND: &[&str] = &["send", "--count", "200", "--wait", "120"];
+
+#[tokio::test]
+async fn the_nats_users_of_the_guide_may_do_their_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = nats(&dir, |text| text).await;
+    let config = config_of(&world, "analytics", "a-password-for-nats");
+    let operator = config_of(&world, "operator", "a-password-for-operators");
+    let first = Daemon::start(&config);
+    first.logs("checkpoint taken over").await;
+    let second = Daemon::start(&config);
+    second.logs("standing by").await;
+    succeeds(&operator, &[SEND]).await;
+    let (status, first) = first.stop().await;
+    assert!(status.success(), "{first}");
+    second.logs("checkpoint taken over").await;
+    succeeds(
+        &operator,
+        &[
+            SEND,
+            &["check"],
+            &["verify"],
+            &["verify", "--repair"],
+            &["dead-letters", "replay", "--all"],
+        ],
+    )
+    .await;
+    // Fetched in another way.
+    let login = r#""user":"producer","pass":"a-password-for-producers","#;
+    publish_with_an_odd_header(&world.nats, login, Uuid::new_v4());
+    eventually("it is stored", async || {
+        (world.stored().await == 401).then_some(())
+    })
+    .await;
+    assert!(second.log().contains("fetching messages one by one"));
+    let (status, second) = second.stop().await;
+    assert!(status.success(), "{second}");
+    for log in [first, second] {
+        assert!(!log.contains("ermissions"), "{log}");
+    }
+    // Only what it has to: it does not publish events.
+    let (code, said) = run(&config, &["send", "--count", "1"]).await;
+    assert_eq!(code, Some(1), "{said}");
+}
+
+#[tokio::test]
+async fn a_right_that_nats_does_not_give_is_named_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = nats(&dir, |text| text.replace("$KV.", "$OTHER.")).await;
+    let daemon = Daemon::start(&config_of(&world, "analytics", "a-password-for-nats"));
+    let violation = r#"Permissions Violation for Publish to "$KV.analytics-checkpoints.ANALYTICS.analytics-processor""#;
+    daemon.logs(violation).await;
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains(violation)).unwrap();
+    assert!(line.contains("WARN NATS error="), "{line}");
+}
+
+/// The embedded engine, whose one user may do what these statements of the guide say.
+struct ClickHouse {
+    server: Option<Server>,
+    dir: TempDir,
+    port: u16,
+}
+
+impl ClickHouse {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let files = dir.path().join("data/user_files");
+        std::fs::create_dir_all(&files).unwrap();
+        let users = dir.path().join("users.xml").display().to_string();
+        let config = format!("<clickhouse><users_config>{users}</users_config></clickhouse>");
+        // The engine looks for it in the folder that it works in.
+        std::fs::write(files.join("config.xml"), config).unwrap();
+        let port = free_port();
+        Self {
+            server: None,
+            dir,
+            port,
+        }
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Starts it, or starts it again.
+    fn start(&mut self, statements: &[String]) {
+        if let Some(server) = self.server.take() {
+            server.terminate();
+        }
+        let grants = statements.iter().map(|statement| {
+            let (statement, _user) = statement.rsplit_once(" TO ").unwrap();
+            format!("<query>{statement}</query>")
+        });
+        let users = format!(
+            "<clickhouse>
+               <profiles><default></default></profiles>
+               <quotas><default></default></quotas>
+               <users><default>
+                 <password></password><networks><ip>::/0</ip></networks>
+                 <profile>default</profile><quota>default</quota>
+                 <grants>{}</grants>
+               </default></users>
+             </clickhouse>",
+            grants.collect::<String>()
+        );
+        std::fs::write(self.dir.path().join("users.xml"), users).unwrap();
+        let data = self.dir.path().join("data");
+        self.server = Some(Server::spawn(&mut crate::support::clickhouse::command(
+            &data, self.port,
+        )));
+    }
+}
+
+/// The grants of the daemon's user, in this database.
+fn grants(database: &str) -> Vec<String> {
+    let block = guide("### ClickHouse: users").replace("fechatter_analytics", database);
+    let statements = block.split_terminator(';').map(str::trim);
+    let statements = statements.map(|statement| match statement.strip_prefix("--") {
+        Some(commented) => commented.split_once('\n').unwrap().1,
+        None => statement,
+    });
+    statements
+        .filter(|statement| statement.starts_with("GRANT") && statement.ends_with("TO analytics"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[tokio::test]
+async fn the_grants_of_the_guide_suffice_each_for_what_it_is_there() {
+    let mut clickhouse = ClickHouse::new();
+    let world = World::with_servers(Nats::start().await, &clickhouse.url());
+    let grants = grants(&world.database);
+    let [carry, processes, schema, letters, repairs] = &grants[..] else {
+        panic!("{grants:?}");
+    };
+    let config = world.config("flush_interval_seconds: 0.1", "");
+
+    // Nothing but what an insert needs: the schema cannot be made.
+    let daily = [carry.clone(), processes.clone()];
+    clickhouse.start(&daily);
+    let (code, said) = run(&config, &["migrate"]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(
+        said.contains("necessary to have the grant CREATE DATABASE"),
+        "{said}"
+    );
+
+    clickhouse.start(&[&daily[..], std::slice::from_ref(schema)].concat());
+    succeeds(&config, &[&["migrate"]]).await;
+    clickhouse.start(&daily);
+    let daemon = Daemon::start(&config);
+    succeeds(&config, &[SEND, &["check"], &["verify"]]).await;
+    // Everything is compared with ClickHouse, which is what the right to look at running
+    // inserts is for.
+    let (status, log) = daemon.stop().await;
+    assert!(status.success(), "{log}");
+    let jetstream = world.nats.jetstream().await;
+    jetstream
+        .delete_key_value("analytics-checkpoints")
+        .await
+        .unwrap();
+    let daemon = Daemon::start(&config);
+    daemon
+        .logs("there is no checkpoint, though ClickHouse holds rows")
+        .await;
+    succeeds(&config, &[SEND]).await;
+
+    world.publish("app.start", "not protobuf").await;
+    world.settled(400, 1).await;
+    let (code, said) = run(&config, &["dead-letters", "purge", "--all"]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(
+        said.contains("necessary to have the grant ALTER DELETE"),
+        "{said}"
+    );
+    clickhouse.start(&[&daily[..], std::slice::from_ref(letters)].concat());
+    succeeds(
+        &config,
+        &[
+            &["dead-letters", "replay", "--all"],
+            &["dead-letters", "purge", "--all"],
+        ],
+    )
+    .await;
+
+    clickhouse.start(&[&daily[..], std::slice::from_ref(repairs)].concat());
+    let lose = format!(
+        "ALTER TABLE {}.daily_active_users DELETE WHERE 1 SETTINGS mutations_sync = 1",
+        world.database
+    );
+    let (head, body) = post(&clickhouse.url(), "/", "", &lose);
+    assert!(head.starts_with("http/1.1 200"), "{body}");
+    assert_eq!(run(&config, &["verify"]).await.0, Some(1));
+    succeeds(&config, &[&["verify", "--repair"], &["verify"]]).await;
+    world.views_equal_a_recount().await;
+}
