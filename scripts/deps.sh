@@ -16,7 +16,9 @@ $FECHATTER_DEPS_DIR where that is set:
 What is there in the right version is left alone.
 
   --tests     also a Python environment in venv/, with the clients of NATS and
-              ClickHouse that the tests use as a second opinion
+              ClickHouse that the tests use as a second opinion and the programs
+              that check scripts and deploy/; on Debian bin/promtool, where it is
+              not installed
   -h, --help  this text
 EOF
 }
@@ -94,13 +96,17 @@ fi
 if $venv_wanted && ! python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then
   lacks "python3 with venv" "Python 3.10 or newer (Debian: python3-venv, macOS: brew install python)"
 fi
+promtool_wanted=false
+if $tests && [[ ! -x $deps/bin/promtool ]] && ! has promtool && has apt-get && has dpkg-deb; then
+  promtool_wanted=true
+fi
 if ((${#missing[@]} > 0)); then
   say "this machine lacks:"
   printf '  %s\n' "${missing[@]}" >&2
   exit 1
 fi
 
-$nats_wanted || $chdb_wanted || $venv_wanted || exit 0
+$nats_wanted || $chdb_wanted || $venv_wanted || $promtool_wanted || exit 0
 
 mkdir -p "$deps"
 # Inside the folder itself: a move within one file system puts the whole file in
@@ -166,7 +172,22 @@ bring_venv() {
   stamp venv "$venv_version"
 }
 
+# Of Debian's package prometheus, in whatever version it is. Not needed by a test: where it
+# cannot be had, the checks that ask it are skipped and named.
+bring_promtool() {
+  say "promtool"
+  if ! {
+    (cd "$temp" && apt-get download prometheus) && dpkg-deb -x "$temp"/prometheus_*.deb "$temp/prometheus"
+  } >"$temp/log" 2>&1; then
+    say "promtool cannot be had here: $(tail -n 1 "$temp/log")"
+    return
+  fi
+  mkdir -p "$deps/bin"
+  mv "$temp/prometheus/usr/bin/promtool" "$deps/bin/promtool"
+}
+
 if $nats_wanted; then bring_nats; fi
 if $chdb_wanted; then bring_chdb; fi
 if $venv_wanted; then bring_venv; fi
+if $promtool_wanted; then bring_promtool; fi
 say "ready in $deps"
