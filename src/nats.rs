@@ -23,9 +23,9 @@ pub use subjects::covering_set;
 /// How long a request to JetStream may take before it is tried again.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Often enough that a server that hangs is taken for lost before three of these are
-/// over, a quarter of a minute: two pings may stay without an answer.
-const PING_INTERVAL: Duration = Duration::from_secs(4);
+/// Two pings may stay without an answer: a server that hangs is taken for lost after three
+/// of these, and a scrape later, within 15 s, the alerts know.
+const PING_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Answers come to subjects below this one, so that a user needs no right to read what
 /// others of the account are answered.

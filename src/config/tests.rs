@@ -146,6 +146,83 @@ fn the_environment_overrides_the_file() {
 }
 
 #[test]
+fn each_secret_of_nats_can_stand_in_a_variable_or_in_a_file() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "from-file\r\n").unwrap();
+    let path = file.path().display().to_string();
+    let with = |names: &'static [&str], value: String| {
+        let text = "integrations: {messaging: {username: u, password: p, token: t}}";
+        let config = load_with(text, |name| names.contains(&name).then(|| value.clone()));
+        config.unwrap().integrations.messaging
+    };
+    let exposed = |secret: Option<SecretString>| {
+        let secret = secret.unwrap();
+        secrecy::ExposeSecret::expose_secret(&secret).to_owned()
+    };
+    let from_file = with(
+        &["ANALYTICS_NATS_PASSWORD_FILE", "ANALYTICS_NATS_TOKEN_FILE"],
+        path,
+    );
+    assert_eq!(exposed(from_file.password), "from-file");
+    assert_eq!(exposed(from_file.token), "from-file");
+    let names: &[&str] = &[
+        "ANALYTICS_NATS_USERNAME",
+        "ANALYTICS_NATS_PASSWORD",
+        "ANALYTICS_NATS_TOKEN",
+        "ANALYTICS_NATS_CREDENTIALS_FILE",
+    ];
+    let direct = with(names, "direct".to_owned());
+    assert_eq!(direct.username.unwrap(), "direct");
+    assert_eq!(exposed(direct.password), "direct");
+    assert_eq!(exposed(direct.token), "direct");
+    assert_eq!(direct.credentials_file.unwrap(), Path::new("direct"));
+
+    let missing = |name: &str| (name == "ANALYTICS_NATS_TOKEN_FILE").then(|| "/nowhere".to_owned());
+    let error = load_with("", missing).unwrap_err().to_string();
+    let start = "environment variable ANALYTICS_NATS_TOKEN_FILE: cannot read `/nowhere`";
+    assert!(error.starts_with(start), "{error}");
+}
+
+#[test]
+fn a_file_of_authorities_has_to_be_one_and_to_be_used() {
+    let with = |text: &str| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let path = file.path().display().to_string();
+        let key = format!("server: {{db_tls_ca_file: '{path}', db_url: 'https://host:8443'}}");
+        error_of(&key).replace(&path, "FILE")
+    };
+    let pem = |inside: &str| {
+        format!("-----BEGIN CERTIFICATE-----\n{inside}\n-----END CERTIFICATE-----\n")
+    };
+    let missing = "integrations: {messaging: {tls_ca_file: /nowhere/ca.pem}}";
+    let errors = [
+        error_of(missing),
+        with("no certificate"),
+        with(&pem("%%%")),
+        with(&pem("AAAA")),
+    ];
+    insta::assert_snapshot!(errors.join("\n"));
+
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut authority = rcgen::CertificateParams::new([]).unwrap();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), authority.self_signed(&key).unwrap().pem()).unwrap();
+    let server = |url: &str| {
+        let file = file.path().display();
+        load(&format!(
+            "server: {{db_tls_ca_file: '{file}', db_url: '{url}'}}"
+        ))
+    };
+    server("https://host:8443").unwrap();
+    assert_eq!(
+        server("http://host:8123").unwrap_err().to_string(),
+        "server.db_tls_ca_file needs an `https://` address in `db_url`"
+    );
+}
+
+#[test]
 fn secrets_are_not_in_debug_output() {
     let config = load(
         "server: {db_url: 'http://h:8123', db_password: s3cret}\n\

@@ -6,7 +6,9 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use nkeys::KeyPair;
 use serde_json::{Value, json};
 
+use crate::http::get;
 use crate::support::World;
+use crate::support::clickhouse::{self, Server, free_port};
 use crate::support::daemon::{self, Daemon};
 use crate::support::nats::Nats;
 
@@ -18,15 +20,22 @@ pub async fn events_flow(config: &Path, secret: &str) {
     let sent = daemon::run(config, &["send", "--count", "5", "--wait", "120"]).await;
     assert!(sent.status.success(), "{}", text(&sent.stderr));
     assert!(checked.status.success(), "{}", text(&checked.stdout));
-    let shown = [
-        checked.stdout,
-        checked.stderr,
-        sent.stdout,
-        sent.stderr,
-        daemon.log().into_bytes(),
-    ]
-    .concat();
-    assert!(!text(&shown).contains(secret));
+    let address = daemon.address().await;
+    // Only the user's own processes may be looked into further than at their arguments.
+    let arguments = std::fs::read_to_string(format!("/proc/{}/cmdline", daemon.pid()));
+    for shown in [
+        text(&checked.stdout),
+        text(&checked.stderr),
+        text(&sent.stdout),
+        text(&sent.stderr),
+        daemon.log(),
+        get(&address, "/health").await.unwrap(),
+        get(&address, "/metrics").await.unwrap(),
+        // Not there on macOS.
+        arguments.unwrap_or_default(),
+    ] {
+        assert!(!shown.contains(secret), "{shown}");
+    }
 }
 
 fn login(world: &World, messaging: &str) -> PathBuf {
@@ -69,6 +78,71 @@ async fn a_wrong_password_is_said_and_not_shown() {
     assert_eq!(checked.status.code(), Some(1));
     assert!(text(&checked.stdout).contains("authorization violation"));
     assert!(!daemon.log().contains("wr0ng"));
+}
+
+#[tokio::test]
+async fn a_password_of_nats_from_a_file() {
+    let nats = Nats::start_with(&["--user", "ann", "--pass", "s3cret"]).await;
+    let world = World::with_nats(nats);
+    let file = write(world.dir.path(), "password", "s3cret\n".to_owned());
+    let mut command = daemon::command(&login(&world, "username: ann"));
+    command.args(["send", "--count", "1"]);
+    let sent = command.env("ANALYTICS_NATS_PASSWORD_FILE", file).output();
+    let sent = sent.unwrap();
+    assert!(sent.status.success(), "{}", text(&sent.stderr));
+}
+
+#[tokio::test]
+async fn clickhouse_with_a_password_and_without_the_right_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let mut command = clickhouse::command(dir.path(), port);
+    command
+        .env("ANALYTICS_DB_USER", "ann")
+        .env("ANALYTICS_DB_PASSWORD", "s3cret");
+    let _server = Server::spawn(&mut command);
+    let url = format!("http://127.0.0.1:{port}");
+    let world = World::with_servers(Nats::start().await, &url);
+    let with_password = |password: &str| {
+        let config = world.config("flush_interval_seconds: 0.1", "");
+        let text = std::fs::read_to_string(&config).unwrap();
+        let login = format!("server: {{db_user: ann, db_password: {password}, ");
+        std::fs::write(&config, text.replace("server: {", &login)).unwrap();
+        config
+    };
+    events_flow(&with_password("s3cret"), "s3cret").await;
+
+    let config = with_password("wr0ng");
+    let checked = daemon::run(&config, &["check"]).await;
+    assert_eq!(checked.status.code(), Some(1));
+    let report = text(&checked.stdout);
+    let line = report
+        .lines()
+        .find(|line| line.contains("AUTHENTICATION_FAILED"))
+        .unwrap();
+    assert!(line.starts_with("FAILED       clickhouse "), "{line}");
+    assert!(!report.contains("wr0ng"), "{report}");
+}
+
+#[tokio::test]
+async fn help_does_not_show_what_the_environment_holds() {
+    let world = World::new().await;
+    let config = world.config("", "");
+    for name in ["", "serve", "send", "clickhouse"] {
+        let mut command = daemon::command(&config);
+        command.args(name.split_whitespace()).arg("--help");
+        for variable in analytics_server::config::ENVIRONMENT {
+            command.env(variable.name, "s3cret");
+        }
+        let help = text(&command.output().unwrap().stdout);
+        assert!(help.contains("Usage:"), "{help}");
+        let secret = help.lines().find(|line| line.contains("s3cret"));
+        // The user is no secret.
+        assert!(
+            secret.is_none_or(|line| line.contains("ANALYTICS_DB_USER")),
+            "{help}"
+        );
+    }
 }
 
 #[tokio::test]

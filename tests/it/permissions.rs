@@ -10,7 +10,7 @@ use crate::support::clickhouse::{Server, free_port, post};
 use crate::support::daemon::{self, Daemon};
 use crate::support::events::publish_with_an_odd_header;
 use crate::support::nats::Nats;
-use crate::support::{World, eventually};
+use crate::support::{World, eventually, rewriting};
 
 /// The first block of code after this heading of the guide.
 fn guide(heading: &str) -> String {
@@ -254,4 +254,34 @@ async fn the_grants_of_the_guide_suffice_each_for_what_it_is_there() {
     assert_eq!(run(&config, &["verify"]).await.0, Some(1));
     succeeds(&config, &[&["verify", "--repair"], &["verify"]]).await;
     world.views_equal_a_recount().await;
+}
+
+#[tokio::test]
+async fn a_right_that_is_needed_after_a_loss_only_is_asked_for_before() {
+    let mut clickhouse = ClickHouse::new();
+    let world = World::with_servers(Nats::start().await, &clickhouse.url());
+    clickhouse.start(&["GRANT ALL ON *.* TO analytics".to_owned()]);
+    for sql in [
+        "CREATE DATABASE forbid",
+        "CREATE TABLE forbid.processes ENGINE = Memory AS SELECT * FROM system.processes",
+    ] {
+        let (head, body) = post(&clickhouse.url(), "/", "", sql);
+        assert!(head.starts_with("http/1.1 200"), "{body}");
+    }
+    clickhouse.start(&grants(&world.database));
+    // The engine shows everybody all of `system`; a server as it is packaged does not.
+    let changes = [("system.processes", "forbid.processes")];
+    let proxy = rewriting::start(&clickhouse.url(), &changes).await;
+    let url = format!("http://{proxy}");
+    let config = world.config_at("analytics.yml", &url, "", "");
+    let (code, said) = run(&config, &["check", "--repair"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    let line = "warning      rights         system.processes cannot be read";
+    assert!(said.contains(line), "{said}");
+    let remedy = "→ GRANT SELECT ON system.processes TO `default`";
+    assert!(said.contains(remedy), "{said}");
+    // Without the right nobody waits, and nothing is lost, as long as nothing is.
+    let daemon = Daemon::start(&config);
+    daemon.logs("WARN system.processes cannot be read").await;
+    succeeds(&config, &[SEND]).await;
 }
