@@ -13,7 +13,7 @@
 //! Around it: [`config`] (`analytics.yml`), [`cli`] (a file a command), [`http`]
 //! (health and [`metrics`]), [`pb`] (the wire contract), [`sample`] (made-up events for `send` and
 //! `bench`), [`retry`] (waiting for a server, and saying so once), [`versions`] (of
-//! servers).
+//! servers), `tls` (what is wrong with a certificate).
 //!
 //! A step knows its neighbour's type and nothing else; batching, decoding and
 //! encoding do no I/O and have no clock. `ARCHITECTURE.md` says why it is exactly once.
