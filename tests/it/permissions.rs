@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::support::clickhouse::{Server, free_port, post};
+use crate::support::clickhouse::{Server, lasting_port, post};
 use crate::support::daemon::{self, Daemon};
 use crate::support::events::publish_with_an_odd_header;
 use crate::support::nats::Nats;
@@ -129,7 +129,7 @@ impl ClickHouse {
         let config = format!("<clickhouse><users_config>{users}</users_config></clickhouse>");
         // The engine looks for it in the folder that it works in.
         std::fs::write(files.join("config.xml"), config).unwrap();
-        let port = free_port();
+        let port = lasting_port();
         Self {
             server: None,
             dir,

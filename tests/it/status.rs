@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::support::clickhouse::free_port;
+use crate::support::clickhouse::lasting_port;
 use crate::support::daemon::{self, Daemon};
 use crate::support::events::publish_samples;
 use crate::support::{World, eventually};
@@ -14,7 +14,7 @@ use crate::support::{World, eventually};
 /// A configuration whose daemon is found by it, and the address.
 fn config(world: &World) -> (PathBuf, String) {
     let config = world.config("flush_interval_seconds: 0.1", "");
-    let port = free_port();
+    let port = lasting_port();
     let filed = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, filed.replace("port: 0", &format!("port: {port}"))).unwrap();
     (config, format!("127.0.0.1:{port}"))
