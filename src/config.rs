@@ -20,7 +20,7 @@ use serde::{Deserialize, Deserializer, de};
 
 pub use address::Address;
 pub use authority::Authority;
-pub use environment::{ENVIRONMENT, Variable};
+pub use environment::{ENVIRONMENT, Variable, secret_in};
 pub use load::ConfigError;
 
 /// The whole file.

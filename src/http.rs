@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::client::describe;
-use crate::metrics::{Metrics, Role};
+use crate::metrics::{Lag, Metrics, Role};
 use crate::pipeline::Progress;
 
 /// How long a question about health may wait for ClickHouse.
@@ -35,13 +35,13 @@ pub struct Report {
     pub status: Status,
     pub service: String,
     pub version: String,
-    /// `active`, `standby`, or neither, as at the start.
-    pub role: Option<String>,
+    /// Neither at the start, and while the pipeline was interrupted.
+    pub role: Option<Role>,
     pub nats: String,
     pub clickhouse: String,
     pub schema: String,
     pub pipeline: String,
-    /// Of the consumer, as the active instance has seen it last.
+    /// As the active instance has seen it last.
     pub lag: Option<Lag>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub last_insert: Option<OffsetDateTime>,
@@ -76,12 +76,6 @@ impl Status {
             Self::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Lag {
-    pub pending: i64,
-    pub ack_pending: i64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -199,20 +193,17 @@ impl Health {
             Status::Healthy
         };
         let metrics = self.metrics();
-        let (role, (stored, dead_letters)) = (metrics.role(), metrics.stored());
+        let (stored, dead_letters) = metrics.stored();
         Report {
             status,
             service: "analytics-server".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            role: role.map(|role| role.as_str().to_owned()),
+            role: metrics.role(),
             nats: told(nats),
             clickhouse: told(clickhouse),
             schema: told(schema),
             pipeline: told(pipeline),
-            lag: (role == Some(Role::Active)).then(|| Lag {
-                pending: metrics.consumer_pending.get(),
-                ack_pending: metrics.consumer_ack_pending.get(),
-            }),
+            lag: metrics.lag(),
             last_insert: metrics.last_stored().and_then(in_milliseconds),
             events: Events {
                 stored,

@@ -14,6 +14,7 @@ use prometheus::{
     Gauge, Histogram, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Registry, TextEncoder,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::dead_letter::Reason;
 use crate::pipeline::batch::Flush;
@@ -64,8 +65,18 @@ impl Stage {
     }
 }
 
+/// What waits in the stream, in messages.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Lag {
+    /// The consumer has not sent them.
+    pub pending: i64,
+    /// It has, and they are not acknowledged.
+    pub ack_pending: i64,
+}
+
 /// What an instance is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// The checkpoint is its own.
     Active,
@@ -120,6 +131,9 @@ pub struct Metrics {
     last_stored: Gauge,
     insert_retries: IntCounterVec,
     role: IntGaugeVec,
+    lag: Mutex<Option<Lag>>,
+    consumer_pending: IntGauge,
+    consumer_ack_pending: IntGauge,
     dependency_up: IntGaugeVec,
     /// Attempts of inserts that succeeded.
     pub insert_duration: Histogram,
@@ -129,10 +143,6 @@ pub struct Metrics {
     pub ranges: IntGauge,
     pub checkpoint_writes: IntCounter,
     pub checkpoint_takeovers: IntCounter,
-    /// Messages that the consumer has not sent.
-    pub consumer_pending: IntGauge,
-    /// Messages that it has sent, and that are not acknowledged.
-    pub consumer_ack_pending: IntGauge,
     pub stream_bytes: IntGauge,
     /// 0 where the stream has no limit.
     pub stream_max_bytes: IntGauge,
@@ -236,24 +246,43 @@ impl Metrics {
         Role::ALL.into_iter().find(is)
     }
 
-    /// Says what this instance is; true when that is news. Only the active one knows
-    /// what it has recorded and what waits.
+    /// Says what this instance is; true when that is news.
     pub fn set_role(&self, role: Option<Role>) -> bool {
-        if role != Some(Role::Active) {
-            for gauge in [
-                &self.ranges,
-                &self.consumer_pending,
-                &self.consumer_ack_pending,
-            ] {
-                gauge.set(0);
-            }
-        }
         let is_news = self.role() != role;
         for other in Role::ALL {
             let is = i64::from(role == Some(other));
             self.role.with_label_values(&[other.as_str()]).set(is);
         }
+        if role != Some(Role::Active) {
+            self.forget_the_stream();
+        }
         is_news
+    }
+
+    /// Says what waits in the stream.
+    pub fn set_lag(&self, lag: Lag) {
+        self.consumer_pending.set(lag.pending);
+        self.consumer_ack_pending.set(lag.ack_pending);
+        *self.lag.lock().unwrap_or_else(PoisonError::into_inner) = Some(lag);
+    }
+
+    /// What waits in the stream; `None` where another instance knows, or nobody yet.
+    pub fn lag(&self) -> Option<Lag> {
+        *self.lag.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Only the active instance knows what waits, and what it has recorded.
+    fn forget_the_stream(&self) {
+        *self.lag.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        for gauge in [
+            &self.ranges,
+            &self.consumer_pending,
+            &self.consumer_ack_pending,
+            &self.stream_bytes,
+            &self.stream_max_bytes,
+        ] {
+            gauge.set(0);
+        }
     }
 
     /// Says whether the servers answer.

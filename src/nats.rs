@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::Messaging;
 use crate::retry::Retry;
-use crate::tls::certificate_fault;
+use crate::tls::{self, certificate_fault};
 
 pub use message::{StoredMessage, StoredMessageError, nanoseconds, stored_message};
 pub use stream::{Difference, StreamError, StreamId, differences, find_stream, open_stream};
@@ -57,7 +57,7 @@ pub enum ConnectError {
     Credentials { path: String, error: io::Error },
     #[error("NATS at {address} does not let this user in: {reason}")]
     Refused { address: String, reason: String },
-    #[error("NATS at {address} has a certificate that does not hold: {reason}")]
+    #[error("NATS at {address}: its certificate does not hold: {reason}")]
     Untrusted { address: String, reason: String },
     #[error("cannot connect to NATS at {address}: {reason}")]
     Unreachable { address: String, reason: String },
@@ -109,10 +109,11 @@ pub async fn connect(messaging: &Messaging) -> Result<Client, ConnectError> {
                 })?;
     }
     if let Some(authority) = &messaging.tls_ca_file {
-        options = options
-            .add_root_certificates(authority.path().to_owned())
-            .require_tls(true);
+        options = options.tls_client_config(tls::trusting(authority));
     }
+    // Also of servers that a server tells of, which the client would reach without.
+    let wants_tls = addresses.iter().any(ServerAddr::tls_required);
+    options = options.require_tls(wants_tls || messaging.tls_ca_file.is_some());
     options.connect(addresses).await.map_err(|error| {
         let address = messaging.nats_url.to_string();
         if let Some(reason) = certificate_fault(&error) {

@@ -13,7 +13,7 @@ use crate::config::Config;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
-#[error("no answer from {address}{reason}")]
+#[error("no answer from {address}: {reason}")]
 pub struct NoAnswer {
     address: SocketAddr,
     reason: String,
@@ -39,28 +39,32 @@ pub fn address(config: &Config) -> SocketAddr {
 /// # Errors
 /// [`NoAnswer`]; another one when something else than the daemon answers.
 pub async fn get(address: SocketAddr, path: &str) -> Result<Answer> {
-    let reason = match tokio::time::timeout(PATIENCE, exchange(address, path)).await {
-        Ok(Ok(answer)) => {
-            let (head, body) = answer
-                .split_once("\r\n\r\n")
-                .with_context(|| format!("what answers at {address} is not analytics-server"))?;
-            return Ok(Answer {
-                is_ok: head.split(' ').nth(1) == Some("200"),
-                body: body.to_owned(),
-            });
+    let answer = match tokio::time::timeout(PATIENCE, exchange(address, path)).await {
+        Ok(Ok(answer)) => answer,
+        failure => {
+            let reason = match failure {
+                Ok(Err(error)) => error.to_string(),
+                _ => format!("nothing within {} s", PATIENCE.as_secs()),
+            };
+            return Err(NoAnswer { address, reason }.into());
         }
-        Ok(Err(error)) => format!(": {error}"),
-        Err(_) => String::new(),
     };
-    Err(NoAnswer { address, reason }.into())
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .with_context(|| format!("what answers at {address} is not analytics-server"))?;
+    Ok(Answer {
+        is_ok: head.split(' ').nth(1) == Some("200"),
+        body: body.to_owned(),
+    })
 }
 
 /// HTTP/1.0: the answer ends with its connection.
-async fn exchange(address: SocketAddr, path: &str) -> std::io::Result<String> {
+async fn exchange(address: SocketAddr, path: &str) -> std::io::Result<Vec<u8>> {
     let mut connection = TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.0\r\n\r\n");
     connection.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).await?;
+    let mut answer = Vec::new();
+    connection.read_to_end(&mut answer).await?;
     Ok(answer)
 }

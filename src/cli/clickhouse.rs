@@ -5,13 +5,14 @@ use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf, absolute};
 
 use anyhow::{Context, bail};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::clickhouse::embedded::{Credentials, Engine, serve};
+use crate::config;
 
 /// Serve ClickHouse's HTTP interface without a ClickHouse server
 #[derive(Debug, clap::Args)]
@@ -32,15 +33,12 @@ pub struct Args {
     /// User that clients must name
     #[arg(long, env = "ANALYTICS_DB_USER", default_value = "default")]
     user: String,
-    /// The user's password [default: none]
-    #[arg(
-        long,
-        env = "ANALYTICS_DB_PASSWORD",
-        default_value = "",
-        hide_default_value = true,
-        hide_env_values = true
-    )]
-    password: SecretString,
+    /// The user's password; whoever may list processes sees it: better in the variable
+    #[arg(long, env = "ANALYTICS_DB_PASSWORD", hide_env_values = true)]
+    password: Option<SecretString>,
+    /// A file that holds the password
+    #[arg(long, value_name = "FILE", env = "ANALYTICS_DB_PASSWORD_FILE")]
+    password_file: Option<String>,
     /// Stop at the end of standard input, so that a parent that dies leaves nothing behind
     #[arg(long, hide = true)]
     exit_with_parent: bool,
@@ -53,6 +51,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     if args.exit_with_parent {
         stop_with_parent(shutdown.clone());
     }
+    let password = password(args.password, args.password_file)?;
     let library = match args.libchdb {
         Some(path) if path.is_file() => path,
         Some(path) => bail!("`{}` is missing: run scripts/deps.sh", path.display()),
@@ -77,11 +76,21 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     );
     let credentials = Credentials {
         user: args.user,
-        password: args.password,
+        password,
     };
     serve(listener, engine, credentials, shutdown).await?;
     info!("embedded ClickHouse stopped");
     Ok(())
+}
+
+/// As in the configuration, what is empty counts as not given.
+fn password(given: Option<SecretString>, file: Option<String>) -> anyhow::Result<SecretString> {
+    let given = given.filter(|password| !password.expose_secret().is_empty());
+    match (given, file.filter(|file| !file.is_empty())) {
+        (Some(password), _) => Ok(password),
+        (None, Some(file)) => config::secret_in(&file).map_err(anyhow::Error::msg),
+        (None, None) => Ok(SecretString::default()),
+    }
 }
 
 fn stop_on_signals(shutdown: &CancellationToken) -> io::Result<()> {

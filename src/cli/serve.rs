@@ -181,8 +181,8 @@ async fn prepare(
     if let Some(refusal) = refusal(&findings) {
         return Ok(Err(refusal));
     }
-    for Finding { detail, .. } in findings {
-        warn!("{detail}");
+    for finding in findings {
+        warn!("{finding}");
     }
     Ok(Ok(done))
 }

@@ -1,7 +1,7 @@
 //! `analytics-server status`: `/health` and `/metrics` for a person.
 
 mod figures;
-mod report;
+mod overview;
 
 use std::convert::Infallible;
 use std::io::{IsTerminal, Write, stdout};
@@ -15,7 +15,7 @@ use super::ask;
 use crate::config::Config;
 use crate::http::{self, Status};
 use figures::Figures;
-use report::Report;
+use overview::Overview;
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
@@ -52,12 +52,11 @@ struct Look {
 
 impl Look {
     async fn at(address: SocketAddr) -> Result<Self> {
-        let at = Instant::now();
         // Both may have to wait for a ClickHouse that does not answer.
         let (health, metrics) =
             tokio::try_join!(ask::get(address, "/health"), ask::get(address, "/metrics"))?;
         Ok(Self {
-            at,
+            at: Instant::now(),
             health: serde_json::from_str(&health.body)
                 .with_context(|| format!("what answers at {address} is not analytics-server"))?,
             figures: Figures::parse(&metrics.body),
@@ -75,7 +74,7 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
     let before = Look::at(address).await?;
     tokio::time::sleep(interval).await;
     let now = Look::at(address).await?;
-    Report::between(address, &before, &now).print(args.json)?;
+    Overview::between(address, &before, &now).print(args.json)?;
     Ok(match now.health.status {
         Status::Healthy | Status::Degraded => ExitCode::SUCCESS,
         Status::Unhealthy => ExitCode::FAILURE,
@@ -94,9 +93,9 @@ async fn watch(address: SocketAddr, interval: Duration, as_json: bool) -> Result
         match &now {
             Ok(now) => {
                 let before = before.as_ref().unwrap_or(now);
-                Report::between(address, before, now).print(as_json)?;
+                Overview::between(address, before, now).print(as_json)?;
             }
-            Err(error) => report::print_error(error, as_json)?,
+            Err(error) => overview::print_error(error, as_json)?,
         }
         before = now.ok();
         tokio::time::sleep(interval).await;

@@ -5,6 +5,7 @@
 //! proxy, the server's own defaults or an operator's table can each take it away.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use clickhouse::Row;
 use clickhouse::error::Error;
@@ -39,7 +40,15 @@ pub enum Topic {
     Deduplication,
 }
 
-const ACCESS_DENIED: &str = "Code: 497.";
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)?;
+        match self.remedy.as_str() {
+            "" => Ok(()),
+            remedy => write!(f, ": {remedy}"),
+        }
+    }
+}
 
 impl Finding {
     fn fatal(topic: Topic, detail: String, remedy: String) -> Self {
@@ -83,22 +92,21 @@ pub async fn of_tables(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
         .collect())
 }
 
-/// The one right that nothing needs from day to day. Without it, the daemon waits for ever
-/// after the checkpoint was lost.
+/// The one right that nothing needs from day to day: it is missed first of all when
+/// something was lost.
 async fn of_rights(clickhouse: &ClickHouse) -> Result<Option<Finding>, Error> {
-    match stored::inserts_run(&clickhouse.without_database(), "").await {
-        Ok(_) => Ok(None),
-        Err(Error::BadResponse(answer)) if answer.starts_with(ACCESS_DENIED) => Ok(Some(Finding {
-            topic: Topic::Rights,
-            detail: "system.processes cannot be read, which is asked for running inserts after the checkpoint was lost".to_owned(),
-            remedy: format!(
-                "GRANT SELECT ON system.processes TO {}",
-                quote_identifier(clickhouse.user())
-            ),
-            fatal: false,
-        })),
-        Err(error) => Err(error),
+    if stored::may_see_processes(clickhouse).await? {
+        return Ok(None);
     }
+    let user = quote_identifier(clickhouse.user());
+    Ok(Some(Finding {
+        topic: Topic::Rights,
+        detail:
+            "system.processes cannot be read: a recovery and `verify --repair` would wait for that"
+                .to_owned(),
+        remedy: format!("GRANT SELECT ON system.processes TO {user}"),
+        fatal: false,
+    }))
 }
 
 /// A setting that wins over `insert_deduplicate` where ClickHouse has it (measured on
@@ -253,7 +261,8 @@ async fn table_defaults(clickhouse: &ClickHouse) -> Result<HashMap<String, Strin
             .into_iter()
             .map(|Setting { name, value }| (name, value))
             .collect()),
-        Err(Error::BadResponse(answer)) if answer.starts_with(ACCESS_DENIED) => Ok(HashMap::new()),
+        // ACCESS_DENIED
+        Err(Error::BadResponse(answer)) if answer.starts_with("Code: 497.") => Ok(HashMap::new()),
         Err(error) => Err(error),
     }
 }

@@ -118,6 +118,17 @@ pub async fn inserts_run(clickhouse: &ClickHouse, stream: &str) -> Result<bool, 
     Ok(running > 0)
 }
 
+/// Whether the user may ask [`inserts_run`].
+pub async fn may_see_processes(clickhouse: &ClickHouse) -> Result<bool, Error> {
+    let sql = "SELECT count() AS count FROM system.processes";
+    match count(&clickhouse.without_database(), sql, &[]).await {
+        Ok(_) => Ok(true),
+        // ACCESS_DENIED
+        Err(Error::BadResponse(answer)) if answer.starts_with("Code: 497.") => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 async fn count(
     clickhouse: &ClickHouse,
     sql: &str,

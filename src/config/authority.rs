@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -31,10 +31,6 @@ impl Authority {
                 .map_err(|error| format!("`{shown}` holds no certificate authority: {error}"))?;
         }
         Ok(Self { path, certificates })
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     pub fn certificates(&self) -> &[CertificateDer<'static>] {

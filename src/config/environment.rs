@@ -15,8 +15,8 @@ pub struct Variable {
     set: fn(&mut Config, String) -> Result<(), String>,
 }
 
-/// All of them. A secret goes before the file that holds it.
-pub const ENVIRONMENT: [Variable; 15] = [
+/// All of them. Later ones win: a secret's own variable stands after that of its file.
+pub const ENVIRONMENT: &[Variable] = &[
     Variable {
         name: "ANALYTICS_HOST",
         sets: "server.host",
@@ -163,7 +163,7 @@ impl Config {
 }
 
 /// The file's text, without the line's end that an editor adds.
-fn secret_in(file: &str) -> Result<SecretString, String> {
+pub fn secret_in(file: &str) -> Result<SecretString, String> {
     let text =
         std::fs::read_to_string(file).map_err(|error| format!("cannot read `{file}`: {error}"))?;
     Ok(text.trim_end_matches(['\r', '\n']).into())

@@ -174,6 +174,7 @@ impl Default for Metrics {
                 "stream_max_bytes",
                 "Bytes that the stream may hold; 0: no limit",
             ),
+            lag: Mutex::default(),
             processed,
             stored,
             errors,

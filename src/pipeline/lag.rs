@@ -8,24 +8,18 @@ use async_nats::jetstream::stream::Stream;
 use tracing::debug;
 
 use super::progress::Progress;
+use crate::metrics::Lag;
 
 /// Often enough that a look at the figures sees what is going on now.
 const PERIOD: Duration = Duration::from_secs(5);
+
+/// The consumer is missing while it is put in place.
+const SOON: Duration = Duration::from_millis(500);
 
 /// Asks JetStream again and again. While it does not answer, the figures stay.
 pub async fn watch(stream: Stream, consumer: String, progress: Arc<Progress>) -> Infallible {
     let metrics = &progress.metrics;
     loop {
-        match stream.consumer_info(&consumer).await {
-            Ok(consumer) => {
-                metrics.consumer_pending.set(signed(consumer.num_pending));
-                metrics
-                    .consumer_ack_pending
-                    .set(signed(consumer.num_ack_pending as u64));
-            }
-            // It is missing while it is put in place.
-            Err(error) => debug!(%error, "the consumer's lag is not known"),
-        }
         match stream.get_info().await {
             Ok(info) => {
                 metrics.stream_bytes.set(signed(info.state.bytes));
@@ -33,7 +27,20 @@ pub async fn watch(stream: Stream, consumer: String, progress: Arc<Progress>) ->
             }
             Err(error) => debug!(%error, "the stream's size is not known"),
         }
-        tokio::time::sleep(PERIOD).await;
+        let pause = match stream.consumer_info(&consumer).await {
+            Ok(consumer) => {
+                metrics.set_lag(Lag {
+                    pending: signed(consumer.num_pending),
+                    ack_pending: signed(consumer.num_ack_pending as u64),
+                });
+                PERIOD
+            }
+            Err(error) => {
+                debug!(%error, "the consumer's lag is not known");
+                SOON
+            }
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -2,16 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
 use crate::login::events_flow;
+use crate::support::clickhouse::{self, Server, lasting_port};
 use crate::support::daemon::{self, Daemon};
 use crate::support::nats::Nats;
 use crate::support::tls::{Authority, Identity, TlsEnd};
-use crate::support::{World, clickhouse};
+use crate::support::{World, eventually};
 
-async fn nats_as(identity: &Identity) -> World {
+async fn nats_as(identity: &Identity, more: &[&str]) -> Nats {
     let [certificate, key] =
         [&identity.certificate, &identity.key].map(|path| path.to_str().unwrap());
-    World::with_nats(Nats::start_with(&["--tls", "--tlscert", certificate, "--tlskey", key]).await)
+    let tls = ["--tls", "--tlscert", certificate, "--tlskey", key];
+    Nats::start_with(&[&tls, more].concat()).await
 }
 
 /// A configuration with ClickHouse at `https://127.0.0.1:PORT`, and the authority to trust.
@@ -43,20 +48,86 @@ async fn fault(config: &Path, name: &str) -> String {
 #[tokio::test]
 async fn events_flow_from_a_nats_with_tls() {
     let authority = Authority::new();
-    let world = nats_as(&authority.identity("127.0.0.1")).await;
-    let trusted = format!("tls_ca_file: '{}'", authority.certificate().display());
+    let login = ["--user", "ann", "--pass", "s3cret"];
+    let nats = nats_as(&authority.identity("127.0.0.1"), &login).await;
+    let world = World::with_nats(nats);
+    let trusted = format!(
+        "username: ann, password: s3cret, tls_ca_file: '{}'",
+        authority.certificate().display()
+    );
     let config = world.config("flush_interval_seconds: 0.1", &trusted);
-    events_flow(&config, "PRIVATE KEY").await;
+    events_flow(&config, "s3cret").await;
 }
 
 #[tokio::test]
 async fn events_flow_to_a_clickhouse_with_tls() {
     let authority = Authority::new();
-    let identity = authority.identity("127.0.0.1");
-    let end = TlsEnd::before(clickhouse::port(), &identity).await;
+    let dir = tempfile::tempdir().unwrap();
+    let port = lasting_port();
+    let mut server = clickhouse::command(dir.path(), port);
+    let _server = Server::spawn(server.env("ANALYTICS_DB_PASSWORD", "s3cret"));
+    let end = TlsEnd::before(port, &authority.identity("127.0.0.1")).await;
     let world = World::new().await;
     let config = config(&world, end.port, Some(&authority.certificate()));
-    events_flow(&config, "PRIVATE KEY").await;
+    let text = std::fs::read_to_string(&config).unwrap();
+    let text = text.replace("server: {", "server: {db_password: s3cret, ");
+    std::fs::write(&config, text).unwrap();
+    events_flow(&config, "s3cret").await;
+}
+
+/// Servers tell clients of the others of their cluster: also of one without TLS.
+#[tokio::test]
+async fn a_login_that_wants_tls_is_never_sent_without() {
+    let authority = Authority::new();
+    let routes = [lasting_port(), lasting_port()].map(|port| format!("nats://127.0.0.1:{port}"));
+    let all = routes.join(",");
+    let cluster = |own| {
+        let cluster = ["--cluster_name", "test", "--routes", &all, "--cluster", own];
+        [&["-DV", "--server_name", own][..], &cluster].concat()
+    };
+    let plain = Nats::start_with(&cluster(&routes[0])).await;
+    let identity = authority.identity("127.0.0.1");
+    let mut secure = nats_as(&identity, &cluster(&routes[1])).await;
+    let told = format!("127.0.0.1:{}", plain.url().rsplit_once(':').unwrap().1);
+    let address = secure.url().replace("nats://", "tls://");
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("analytics.yml");
+    let messaging = format!("nats_url: '{address}', username: ann, password: s3cret");
+    let text = format!("server: {{port: 0}}\nintegrations: {{messaging: {{{messaging}}}}}\n");
+    std::fs::write(&config, text).unwrap();
+
+    eventually("the servers know each other", async || {
+        let address = secure.url();
+        let mut connection = TcpStream::connect(address.strip_prefix("nats://")?)
+            .await
+            .ok()?;
+        let mut info = [0; 4096];
+        let count = connection.read(&mut info).await.ok()?;
+        String::from_utf8_lossy(&info[..count])
+            .contains(&told)
+            .then_some(())
+    })
+    .await;
+    let log = dir.path().join("log");
+    // As if the authority were one of the system's.
+    let authority = authority.certificate().display().to_string();
+    let daemon = Daemon::start_logging_to(&log, &config, &[("SSL_CERT_FILE", &authority)]);
+    daemon.logs("connected to NATS").await;
+    secure.kill();
+    eventually("the other server is tried", async || {
+        plain
+            .log()
+            .contains("Client connection created")
+            .then_some(())
+    })
+    .await;
+    daemon.logs("NATS error=").await;
+    let log = plain.log();
+    // The servers' own connections are not clients'.
+    let sent = log
+        .lines()
+        .find(|line| line.contains(" cid:") && line.contains("[CONNECT"));
+    assert_eq!(sent, None);
 }
 
 #[tokio::test]
@@ -70,10 +141,10 @@ async fn a_certificate_that_does_not_hold_is_one_clear_line() {
     ];
 
     for ((identity, messaging), why) in [(&here, ""), (&elsewhere, &trusted)].into_iter().zip(why) {
-        let world = nats_as(identity).await;
+        let world = World::with_nats(nats_as(identity, &[]).await);
         let config = world.config("", messaging);
         let address = world.nats.url();
-        let line = format!("NATS at {address} has a certificate that does not hold: {why}");
+        let line = format!("NATS at {address}: its certificate does not hold: {why}");
         assert_eq!(fault(&config, "nats").await, line);
         let daemon = Daemon::start(&config);
         daemon.logs(&line).await;

@@ -101,3 +101,22 @@ async fn an_event_that_is_stored_twice_is_told_of_and_left() {
         "{text}"
     );
 }
+
+#[tokio::test]
+async fn a_database_that_is_gone_is_said_and_not_waited_for() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    world.publish("app.start", event("a")).await;
+    world.settled(1, 0).await;
+    daemon.stop().await;
+    let drop = format!("DROP DATABASE {}", world.database);
+    world.clickhouse().query(&drop).execute().await.unwrap();
+    for arguments in [&["verify"][..], &["verify", "--repair"]] {
+        let output = command(&config).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("UNKNOWN_DATABASE"), "{said}");
+    }
+}

@@ -89,6 +89,10 @@ impl Nats {
         self.child.id()
     }
 
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("nats.log")).unwrap()
+    }
+
     pub fn signal(&self, name: &str) {
         signal(&self.child, name);
     }

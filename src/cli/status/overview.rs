@@ -16,16 +16,18 @@ use time::OffsetDateTime;
 use super::Look;
 use super::figures::Figures;
 use crate::http;
+use crate::metrics::Role;
 
 /// Serialized, it is the command's JSON.
 #[derive(Serialize)]
-pub struct Report<'a> {
+pub struct Overview<'a> {
     address: SocketAddr,
     health: &'a http::Report,
     /// On Linux only.
     process: Option<Process>,
     in_flight: InFlight,
-    stream: Stream,
+    /// `None` where another instance knows.
+    stream: Option<Stream>,
     /// By reason.
     dead_letters: BTreeMap<&'a str, u64>,
     last_seconds: f64,
@@ -96,7 +98,7 @@ impl Span {
     }
 }
 
-impl<'a> Report<'a> {
+impl<'a> Overview<'a> {
     pub fn between(address: SocketAddr, before: &Look, now: &'a Look) -> Self {
         let figures = &now.figures;
         let unix_seconds = OffsetDateTime::now_utc().unix_timestamp().unsigned_abs();
@@ -114,10 +116,10 @@ impl<'a> Report<'a> {
                 bytes: figures.count("in_flight_bytes"),
                 ranges: figures.count("in_flight_ranges"),
             },
-            stream: Stream {
+            stream: now.health.lag.map(|_| Stream {
                 bytes: figures.count("stream_bytes"),
                 max_bytes: Some(figures.count("stream_max_bytes")).filter(|max| *max > 0),
-            },
+            }),
             dead_letters: figures.of("dead_letters_total").collect(),
             last_seconds: now.at.duration_since(before.at).as_secs_f64(),
             last: Span::new(&figures.since(&before.figures)),
@@ -147,10 +149,10 @@ pub fn print_error(error: &Error, as_json: bool) -> Result<()> {
     Ok(stdout.flush()?)
 }
 
-impl fmt::Display for Report<'_> {
+impl fmt::Display for Overview<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let health = self.health;
-        let role = health.role.as_deref();
+        let role = health.role.map(Role::as_str);
         let role = role.unwrap_or("neither active nor standby");
         let (version, address) = (&health.version, self.address);
         let status = health.status;
@@ -167,7 +169,7 @@ impl fmt::Display for Report<'_> {
     }
 }
 
-impl Report<'_> {
+impl Overview<'_> {
     /// How it is now: names and states.
     fn state(&self) -> impl Iterator<Item = (&str, String)> {
         let health = self.health;
@@ -179,14 +181,14 @@ impl Report<'_> {
             ("pipeline", health.pipeline.clone()),
             (
                 "lag",
-                health
-                    .lag
-                    .as_ref()
-                    .map_or("not known here".to_owned(), |lag| {
+                health.lag.as_ref().map_or_else(
+                    || self.not_known(),
+                    |lag| {
                         let [pending, ack_pending] = [lag.pending, lag.ack_pending]
                             .map(|lag| HumanCount(lag.unsigned_abs()));
                         format!("{pending} messages to come, {ack_pending} not acknowledged")
-                    }),
+                    },
+                ),
             ),
             (
                 "in flight",
@@ -199,12 +201,16 @@ impl Report<'_> {
             ),
             (
                 "stream",
-                match self.stream.max_bytes {
-                    Some(max) => {
-                        let share = self.stream.bytes as f64 / max as f64 * 100.0;
-                        format!("{} of {}, {share:.0} %", size(self.stream.bytes), size(max))
+                match self.stream {
+                    Some(Stream {
+                        bytes,
+                        max_bytes: Some(max),
+                    }) => {
+                        let share = bytes as f64 / max as f64 * 100.0;
+                        format!("{} of {}, {share:.0} %", size(bytes), size(max))
                     }
-                    None => size(self.stream.bytes),
+                    Some(Stream { bytes, .. }) => size(bytes),
+                    None => self.not_known(),
                 },
             ),
             (
@@ -220,12 +226,23 @@ impl Report<'_> {
             let up = FormattedDuration(Duration::from_secs(process.uptime_seconds));
             let share = process.cpu_seconds as f64 / process.uptime_seconds.max(1) as f64 * 100.0;
             let memory = size(process.memory_bytes);
-            ("process", format!("up {up}, {share:.0} % CPU, {memory}"))
+            (
+                "process",
+                format!("up {up}, {share:.0} % CPU on average, {memory}"),
+            )
         }))
         .chain(dead_letters.map(|(reason, number)| {
             let number = HumanCount(*number);
             ("dead letters", format!("{number} {reason}"))
         }))
+    }
+
+    /// Of what the active instance asks JetStream for.
+    fn not_known(&self) -> String {
+        match self.health.role {
+            Some(Role::Active) => "not known yet".to_owned(),
+            _ => "known to the active instance".to_owned(),
+        }
     }
 
     /// What happened: names, then and since the start.
