@@ -129,7 +129,14 @@ async fn a_right_that_nats_does_not_give_is_named_in_one_line() {
     let violation = r#"Permissions Violation for Publish to "$KV.analytics-checkpoints.ANALYTICS.analytics-processor""#;
     daemon.logs(violation).await;
     // Again and again it is tried, and said once.
-    daemon.logs("interrupted, going on at the checkpoint").await;
+    eventually("it is tried again", async || {
+        let tries = daemon
+            .log()
+            .matches("interrupted, going on at the checkpoint")
+            .count();
+        (tries > 1).then_some(())
+    })
+    .await;
     let log = daemon.log();
     let lines: Vec<_> = log
         .lines()
