@@ -106,7 +106,14 @@ pub fn main() -> ExitCode {
         // Whoever read the output has seen enough: `analytics-server check | head -1`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            tell(format_args!("analytics-server: {error:#}"));
+            // Without words of our own before it, which say what was asked of whom.
+            match error.chain().next().and_then(|error| error.downcast_ref()) {
+                Some(error) => tell(format_args!(
+                    "analytics-server: ClickHouse: {}",
+                    client::describe(error)
+                )),
+                None => tell(format_args!("analytics-server: {error:#}")),
+            }
             exit_code(&error)
         }
     }

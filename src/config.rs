@@ -48,6 +48,7 @@ pub struct Server {
     /// Default none.
     pub db_password: Option<SecretString>,
     /// Certificate authorities (PEM) to trust beside the system's. Default none.
+    #[serde(deserialize_with = "values::db_tls_ca_file")]
     pub db_tls_ca_file: Option<Authority>,
     /// Database that holds all tables; created when missing. Default `fechatter_analytics`.
     pub db_name: String,
@@ -76,7 +77,7 @@ impl Default for Server {
 #[serde(deny_unknown_fields, default)]
 pub struct Observability {
     /// Which lines are logged, in the form of RUST_LOG, which goes first. Default
-    /// `warn,analytics_server=info`.
+    /// `warn,async_nats=off,analytics_server=info`.
     #[serde(deserialize_with = "values::log_filter")]
     pub log_filter: Option<String>,
     pub metrics: MetricsConfig,
@@ -176,6 +177,7 @@ pub struct Messaging {
     /// A `.creds` file, as `nsc` writes them.
     pub credentials_file: Option<PathBuf>,
     /// Certificate authorities (PEM) to trust beside the system's; requires TLS.
+    #[serde(deserialize_with = "values::tls_ca_file")]
     pub tls_ca_file: Option<Authority>,
     pub subjects: Subjects,
     pub jetstream: JetStream,

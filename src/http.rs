@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_nats::Client;
 use async_nats::connection::State as Connection;
@@ -27,6 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the daemon's main task may show nothing. It never works for longer without waiting for something.
 const STUCK: Duration = Duration::from_secs(30);
+
+/// For so long an interruption is told of. It comes again within less, where a cause stays.
+const RECENT: Duration = Duration::from_secs(15);
 
 /// What `/health` answers. Of NATS, ClickHouse, the schema and the pipeline it says `ok`,
 /// or what is wrong.
@@ -53,7 +56,8 @@ pub struct Report {
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     Healthy,
-    /// ClickHouse is away, or does not take what it is sent: the stream holds the events.
+    /// ClickHouse is away or does not take what it is sent, or the pipeline starts again and
+    /// again: the stream holds the events.
     Degraded,
     /// NATS is away, or the pipeline does not run.
     Unhealthy,
@@ -91,8 +95,11 @@ pub struct Health {
     clickhouse: ClickHouse,
     progress: Arc<Progress>,
     shutdown: CancellationToken,
-    prepared: AtomicBool,
+    /// Whether the schema is as it must be.
+    schema: Mutex<Result<(), String>>,
     running: AtomicBool,
+    /// When the pipeline was interrupted last, and by what.
+    interrupted: Mutex<Option<(SystemTime, String)>>,
     beat: Mutex<Instant>,
 }
 
@@ -107,8 +114,9 @@ impl Health {
             clickhouse,
             progress,
             shutdown,
-            prepared: AtomicBool::new(false),
+            schema: Mutex::new(Err("not looked at yet".to_owned())),
             running: AtomicBool::new(false),
+            interrupted: Mutex::default(),
             beat: Mutex::new(Instant::now()),
         }
     }
@@ -118,9 +126,18 @@ impl Health {
         let _ = self.nats.set(nats);
     }
 
-    /// Says that ClickHouse's tables are as they must be.
-    pub fn prepared(&self) {
-        self.prepared.store(true, Relaxed);
+    /// Says whether ClickHouse's tables are as they must be, or why nobody knows.
+    pub fn prepared(&self, schema: Result<(), String>) {
+        *self.schema.lock().unwrap_or_else(PoisonError::into_inner) = schema;
+    }
+
+    /// Says that the pipeline starts again, and why.
+    pub fn interrupted(&self, reason: &impl fmt::Display) {
+        let interruption = (SystemTime::now(), format!("interrupted: {reason}"));
+        *self
+            .interrupted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(interruption);
     }
 
     /// Says that the pipeline runs, for as long as the guard lives.
@@ -154,6 +171,21 @@ impl Health {
         }
     }
 
+    /// The last interruption, until something was stored or it is long ago.
+    fn interruption(&self) -> Result<(), String> {
+        let interrupted = self.interrupted.lock();
+        let interrupted = interrupted.unwrap_or_else(PoisonError::into_inner).clone();
+        let Some((at, reason)) = interrupted else {
+            return Ok(());
+        };
+        let since_epoch = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let stored = self.metrics().last_stored().unwrap_or_default();
+        let is_over = stored > since_epoch.as_secs_f64()
+            || self.metrics().role() == Some(Role::Standby)
+            || at.elapsed().is_ok_and(|elapsed| elapsed > RECENT);
+        if is_over { Ok(()) } else { Err(reason) }
+    }
+
     /// Whether the daemon's loop goes on. What it waits for does not matter: a restart
     /// would not bring it.
     fn is_alive(&self) -> Result<(), &'static str> {
@@ -176,18 +208,17 @@ impl Health {
         let nats = self.nats();
         let clickhouse = self.clickhouse().await;
         let clickhouse = clickhouse.and(self.progress.held_up_by().map_or(Ok(()), Err));
-        let schema = match self.prepared.load(Relaxed) {
-            true => Ok(()),
-            false => Err("not looked at yet"),
-        };
+        let schema = self.schema.lock();
+        let schema = schema.unwrap_or_else(PoisonError::into_inner).clone();
         let pipeline = match (self.running.load(Relaxed), self.shutdown.is_cancelled()) {
             (_, true) => Err("stopping"),
             (true, false) => Ok(()),
             (false, false) => Err("not running"),
         };
+        let interruption = self.interruption();
         let status = if nats.is_err() || pipeline.is_err() {
             Status::Unhealthy
-        } else if clickhouse.is_err() || schema.is_err() {
+        } else if clickhouse.is_err() || schema.is_err() || interruption.is_err() {
             Status::Degraded
         } else {
             Status::Healthy
@@ -202,7 +233,7 @@ impl Health {
             nats: told(nats),
             clickhouse: told(clickhouse),
             schema: told(schema),
-            pipeline: told(pipeline),
+            pipeline: told(pipeline.map_err(str::to_owned).and(interruption)),
             lag: metrics.lag(),
             last_insert: metrics.last_stored().and_then(in_milliseconds),
             events: Events {

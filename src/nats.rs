@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::Messaging;
 use crate::retry::Retry;
-use crate::tls::{self, certificate_fault};
+use crate::tls::{self, Fault};
 
 pub use message::{StoredMessage, StoredMessageError, nanoseconds, stored_message};
 pub use stream::{Difference, StreamError, StreamId, differences, find_stream, open_stream};
@@ -57,8 +57,8 @@ pub enum ConnectError {
     Credentials { path: String, error: io::Error },
     #[error("NATS at {address} does not let this user in: {reason}")]
     Refused { address: String, reason: String },
-    #[error("NATS at {address}: its certificate does not hold: {reason}")]
-    Untrusted { address: String, reason: String },
+    #[error("NATS at {address}: {fault}")]
+    Untrusted { address: String, fault: Fault },
     #[error("cannot connect to NATS at {address}: {reason}")]
     Unreachable { address: String, reason: String },
 }
@@ -116,8 +116,8 @@ pub async fn connect(messaging: &Messaging) -> Result<Client, ConnectError> {
     options = options.require_tls(wants_tls || messaging.tls_ca_file.is_some());
     options.connect(addresses).await.map_err(|error| {
         let address = messaging.nats_url.to_string();
-        if let Some(reason) = certificate_fault(&error) {
-            return ConnectError::Untrusted { address, reason };
+        if let Some(fault) = tls::fault(&error) {
+            return ConnectError::Untrusted { address, fault };
         }
         let reason = error.to_string();
         match error.kind() {

@@ -1,4 +1,4 @@
-//! TLS: whom to trust, and what is wrong with a server's certificate.
+//! TLS: whom to trust, and why a server is not.
 
 use std::error::Error;
 use std::io;
@@ -18,15 +18,28 @@ pub fn trusting(authority: &Authority) -> ClientConfig {
         .with_no_client_auth()
 }
 
-/// Why the certificate does not hold, where that is what an error is about.
-pub fn certificate_fault(error: &(dyn Error + 'static)) -> Option<String> {
+/// Why there is no TLS with a server that answers.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    #[error("its certificate does not hold: {0}")]
+    Certificate(String),
+    #[error("it speaks no TLS on this port")]
+    NoTls,
+}
+
+/// Looks whether TLS is what an error is about.
+pub fn fault(error: &(dyn Error + 'static)) -> Option<Fault> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         match error.downcast_ref() {
             Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
-                return Some("no authority that is trusted here has signed it".to_owned());
+                let why = "no authority that is trusted here has signed it";
+                return Some(Fault::Certificate(why.to_owned()));
             }
-            Some(rustls::Error::InvalidCertificate(fault)) => return Some(fault.to_string()),
+            Some(rustls::Error::InvalidCertificate(why)) => {
+                return Some(Fault::Certificate(why.to_string()));
+            }
+            Some(rustls::Error::InvalidMessage(_)) => return Some(Fault::NoTls),
             _ => {}
         }
         // An I/O error's source is that of the error inside, not that error itself.

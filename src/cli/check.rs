@@ -12,11 +12,12 @@ use serde::Serialize;
 use crate::clickhouse::client::{ClickHouse, describe, is_unreachable};
 use crate::clickhouse::guarantees::{self, Topic};
 use crate::clickhouse::migrations::{self, State};
+use crate::clickhouse::schema;
 use crate::config::{Config, Database, Messaging};
 use crate::nats::{self, ConnectError, StreamError, StreamId};
 use crate::pipeline::checkpoint;
 use crate::pipeline::consume::{self, Settings};
-use crate::tls::certificate_fault;
+use crate::tls::{self, Fault};
 use crate::versions::{self, Verdict};
 
 #[derive(clap::Args)]
@@ -165,8 +166,14 @@ async fn check_nats(messaging: &Messaging, repair: bool, report: &mut Report) {
         }
         Err(error) => {
             let remedy = match error {
-                ConnectError::Untrusted { .. } => {
+                ConnectError::Untrusted {
+                    fault: Fault::Certificate(_),
+                    ..
+                } => {
                     "set integrations.messaging.tls_ca_file, and the name that the certificate is for in nats_url"
+                }
+                ConnectError::Untrusted { .. } => {
+                    "set integrations.messaging.nats_url to nats://, or to a port with TLS"
                 }
                 _ => {
                     "set username and password, token or credentials_file in integrations.messaging"
@@ -319,10 +326,13 @@ async fn check_consumer(
         }
         Ok(Some(record)) => {
             let detail = format!(
-                "stored up to sequence {}, {} ranges in flight, owner {}",
+                "stored up to sequence {}, {} ranges in flight, {}",
                 record.committed,
                 record.in_flight.len(),
-                record.owner
+                match record.owner.as_str() {
+                    "" => "handed over: no instance works".to_owned(),
+                    owner => format!("owner {owner}"),
+                }
             );
             report.ok("checkpoint", detail);
         }
@@ -348,11 +358,14 @@ async fn check_clickhouse(config: &Config, repair: bool, report: &mut Report) {
                         Database::Server(_) => "start ClickHouse, or set server.db_url",
                     },
                 )
-            } else if certificate_fault(&error).is_some() {
-                (
-                    Status::Failed,
-                    "set server.db_tls_ca_file, and the name that the certificate is for in db_url",
-                )
+            } else if let Some(fault) = tls::fault(&error) {
+                let remedy = match fault {
+                    Fault::Certificate(_) => {
+                        "set server.db_tls_ca_file, and the name that the certificate is for in db_url"
+                    }
+                    Fault::NoTls => "set server.db_url to http://, or to a port with TLS",
+                };
+                (Status::Failed, remedy)
             } else {
                 (
                     Status::Failed,
@@ -374,10 +387,10 @@ async fn check_clickhouse(config: &Config, repair: bool, report: &mut Report) {
         report.add("schema", Status::Failed, error.to_string(), "");
         return;
     }
-    check_schema(&clickhouse, report).await;
+    check_schema(&clickhouse, config, report).await;
 }
 
-async fn check_schema(clickhouse: &ClickHouse, report: &mut Report) {
+async fn check_schema(clickhouse: &ClickHouse, config: &Config, report: &mut Report) {
     let database = clickhouse.database();
     let pending = match migrations::status(clickhouse).await {
         Ok(all) => all
@@ -397,6 +410,17 @@ async fn check_schema(clickhouse: &ClickHouse, report: &mut Report) {
         return;
     }
     report.ok("schema", format!("database `{database}` is up to date"));
+    let days = config.features.analytics.retention_days.get();
+    match schema::kept_otherwise(clickhouse, days).await {
+        Ok(tables) if tables.is_empty() => {}
+        Ok(tables) => {
+            let names: Vec<_> = tables.into_iter().map(|(name, _)| name).collect();
+            let detail = format!("not kept for {days} days: {}", names.join(", "));
+            let remedy = "`analytics-server migrate` changes that, and so does `analytics-server serve`; it takes the right ALTER TTL";
+            report.add("schema", Status::Warning, detail, remedy);
+        }
+        Err(error) => report.add("schema", Status::Failed, describe(&error), ""),
+    }
 
     check_guarantees(
         Topic::Deduplication,
@@ -417,6 +441,7 @@ fn check_guarantees(
         Topic::Version => "clickhouse",
         Topic::Settings => "settings",
         Topic::Rights => "rights",
+        Topic::Schema => "schema",
         Topic::Deduplication => "deduplication",
     };
     let findings = match findings {

@@ -12,7 +12,7 @@ use crate::config::Config;
     analytics-server migrate\n  \
     analytics-server migrate --status")]
 pub struct Args {
-    /// Only show which migrations are applied; exit 1 when some are not
+    /// Only show what is applied; exit 1 when something is not
     #[arg(long)]
     status: bool,
 }
@@ -20,7 +20,7 @@ pub struct Args {
 pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
     let clickhouse = ClickHouse::new(&config);
     if args.status {
-        return status(&clickhouse).await;
+        return status(&clickhouse, &config).await;
     }
     let mut stdout = std::io::stdout().lock();
     for name in apply(&clickhouse, &config).await? {
@@ -50,7 +50,7 @@ pub async fn apply(
     Ok(migrations.chain(retained).collect())
 }
 
-async fn status(clickhouse: &ClickHouse) -> Result<ExitCode> {
+async fn status(clickhouse: &ClickHouse, config: &Config) -> Result<ExitCode> {
     let mut stdout = std::io::stdout().lock();
     let mut pending = false;
     for (migration, state) in migrations::status(clickhouse).await? {
@@ -62,6 +62,11 @@ async fn status(clickhouse: &ClickHouse) -> Result<ExitCode> {
             }
         };
         writeln!(stdout, "{state} {}", migration.name)?;
+    }
+    let days = config.features.analytics.retention_days.get();
+    for (table, _) in schema::kept_otherwise(clickhouse, days).await? {
+        pending = true;
+        writeln!(stdout, "pending retention of {days} days to {table}")?;
     }
     Ok(if pending {
         ExitCode::FAILURE

@@ -149,7 +149,8 @@ async fn carry(
     health.connected(nats.clone());
 
     let preparing = retry::until_ok("preparing ClickHouse", || async {
-        prepare(&clickhouse, config).await
+        let prepared = prepare(&clickhouse, config).await;
+        prepared.inspect_err(|error| health.prepared(Err(error.to_string())))
     });
     let Some(done) = shutdown.run_until_cancelled(preparing).await else {
         return Ok(());
@@ -157,7 +158,7 @@ async fn carry(
     for done in done? {
         info!("schema: applied {done}");
     }
-    health.prepared();
+    health.prepared(Ok(()));
 
     let pipeline = Pipeline::new(Arc::clone(config), nats, clickhouse, owner(), progress);
     keep_running(pipeline.with_limits(limits), health, shutdown).await
@@ -209,16 +210,16 @@ async fn keep_running(
     shutdown: &CancellationToken,
 ) -> Result<()> {
     let mut retry = Retry::new();
+    let _running = health.running();
     while !shutdown.is_cancelled() {
         let started = Instant::now();
-        let running = health.running();
         let Err(error) = pipeline.run(shutdown).await else {
             break;
         };
-        drop(running);
         if error.is_final() {
             return Err(error.into());
         }
+        health.interrupted(&error);
         if started.elapsed() > retry::LONGEST_PAUSE {
             // It had worked: this is another interruption, not the same one.
             retry = Retry::new();

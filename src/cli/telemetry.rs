@@ -13,8 +13,8 @@ pub enum LogFormat {
 }
 
 /// Logs at info without RUST_LOG; the libraries only what is wrong, since what
-/// matters of them is logged here, once.
-const DEFAULT_FILTER: &str = "warn,analytics_server=info";
+/// matters of them is logged here, once. All that the NATS client says is.
+const DEFAULT_FILTER: &str = "warn,async_nats=off,analytics_server=info";
 
 /// Says which lines are logged, while the program runs.
 pub struct Filter(reload::Handle<EnvFilter, Registry>);
@@ -31,7 +31,10 @@ impl Filter {
 
 /// Sends log lines to stderr; `quiet` leaves only what is wrong, without RUST_LOG.
 pub fn init(format: LogFormat, quiet: bool) -> Filter {
-    let default = if quiet { "warn" } else { DEFAULT_FILTER };
+    let default = match quiet {
+        true => "warn,async_nats=off",
+        false => DEFAULT_FILTER,
+    };
     let filter = of_environment().unwrap_or_else(|| EnvFilter::new(default));
     let (filter, handle) = reload::Layer::new(filter);
     let lines = fmt::layer()

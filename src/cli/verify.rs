@@ -15,8 +15,8 @@ use serde::Serialize;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime};
 
-use crate::clickhouse::ClickHouse;
 use crate::clickhouse::views::{self, Views};
+use crate::clickhouse::{ClickHouse, schema};
 use crate::config::Config;
 use crate::nats;
 use crate::pipeline::checkpoint::{self, Checkpoint};
@@ -91,6 +91,8 @@ struct Report {
     stream: Comparison,
     /// Views whose days cannot be told apart.
     views_not_compared: Vec<String>,
+    /// Tables and views of the schema that are not there.
+    missing: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     repaired: Option<Repaired>,
 }
@@ -137,7 +139,9 @@ impl Verify {
         let views = views::of_events(&self.clickhouse).await?;
         let stream = self.compare_stream().await?;
         let days = days::compare(&self.clickhouse, &views.by_day, self.span, at_rest).await?;
-        Ok(Report::new(days, stream, views))
+        let missing = schema::missing(&self.clickhouse).await?;
+        let missing = missing.into_iter().map(|(name, _)| name.to_owned());
+        Ok(Report::new(days, stream, views, missing.collect()))
     }
 
     async fn compare_stream(&self) -> Result<Comparison> {
@@ -216,9 +220,11 @@ impl Verify {
 }
 
 impl Report {
-    fn new(days: Vec<Day>, stream: Comparison, views: Views) -> Self {
+    fn new(days: Vec<Day>, stream: Comparison, views: Views, missing: Vec<String>) -> Self {
+        let is_whole = stream.missing_events == 0 && missing.is_empty();
         Self {
-            exact: stream.missing_events == 0 && days.iter().all(Day::is_exact),
+            exact: is_whole && days.iter().all(Day::is_exact),
+            missing,
             days,
             stream,
             views_not_compared: views.others,
@@ -294,6 +300,13 @@ impl Report {
             .any(|day| !day.views_that_differ.is_empty())
         {
             wrong.insert("views differ (--repair builds their days again)");
+        }
+        let missing = format!(
+            "`check` says how to make what is missing: {}",
+            self.missing.join(", ")
+        );
+        if !self.missing.is_empty() {
+            wrong.insert(&missing);
         }
         let wrong: Vec<_> = wrong.into_iter().collect();
         format!("NOT EXACT: {}", wrong.join("; "))

@@ -11,7 +11,7 @@ use super::codes::{self, Class};
 use super::native::Block;
 use super::transport;
 use crate::config::{self, Address, Config};
-use crate::tls::certificate_fault;
+use crate::tls;
 
 /// A ClickHouse server and the database that the daemon writes to.
 #[derive(Clone)]
@@ -271,8 +271,8 @@ pub fn describe(error: &Error) -> String {
         }
         return line;
     }
-    if let Some(fault) = certificate_fault(error) {
-        return format!("its certificate does not hold: {fault}");
+    if let Some(fault) = tls::fault(error) {
+        return fault.to_string();
     }
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
@@ -288,5 +288,5 @@ pub fn describe(error: &Error) -> String {
 
 /// Whether nobody answered at all, as opposed to an answer that was an error.
 pub fn is_unreachable(error: &Error) -> bool {
-    matches!(error, Error::Network(_) | Error::TimedOut) && certificate_fault(error).is_none()
+    matches!(error, Error::Network(_) | Error::TimedOut) && tls::fault(error).is_none()
 }

@@ -36,6 +36,8 @@ pub enum Topic {
     Settings,
     /// What the user may do.
     Rights,
+    /// Tables and views that are there.
+    Schema,
     /// Tables that recognise a repeated insert.
     Deduplication,
 }
@@ -85,11 +87,25 @@ pub async fn of_server(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
 pub async fn of_tables(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
     let defaults = table_defaults(clickhouse).await?;
     let tables = schema::tables(clickhouse).await?;
+    let missing = schema::missing(clickhouse).await?;
     Ok(tables
         .iter()
         .filter(|table| table.engine.ends_with("MergeTree") && table.name != "schema_migrations")
         .flat_map(|table| of_table(table, &defaults))
+        .chain(missing.into_iter().map(of_missing))
         .collect())
+}
+
+fn of_missing((name, file): (&str, &str)) -> Finding {
+    Finding {
+        topic: Topic::Schema,
+        detail: format!("`{name}` is missing"),
+        remedy: format!(
+            "run its CREATE statement of migrations/{file}, then `analytics-server verify --repair`"
+        ),
+        // Without a view, what it counts stands still; without one of these, everything.
+        fatal: INSERTED_INTO.contains(&name),
+    }
 }
 
 /// The one right that nothing needs from day to day: it is missed first of all when

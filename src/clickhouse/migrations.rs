@@ -80,6 +80,19 @@ pub fn all() -> Vec<Migration> {
     migrations
 }
 
+/// The tables and views that the migrations make, each with the file that does.
+pub fn objects() -> impl Iterator<Item = (&'static str, &'static str)> {
+    all().into_iter().flat_map(|migration| {
+        let made = migration.sql.lines().filter_map(|line| {
+            let (_, name) = line
+                .strip_prefix("CREATE ")?
+                .split_once(" IF NOT EXISTS ")?;
+            name.split_whitespace().next()
+        });
+        made.map(move |name| (name, migration.name))
+    })
+}
+
 /// Every migration and where it stands.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ use clickhouse::error::Error;
 use serde::Deserialize;
 
 use super::client::ClickHouse;
+use super::migrations;
 
 /// Every table that keeps rows, and the time from which their age counts.
 const RETAINED: [(&str, &str); 7] = [
@@ -35,22 +36,41 @@ pub async fn tables(clickhouse: &ClickHouse) -> Result<Vec<Table>, Error> {
         .await
 }
 
+/// The tables and views that are not there, though their migrations were applied, each with
+/// the file that makes it.
+pub async fn missing(clickhouse: &ClickHouse) -> Result<Vec<(&'static str, &'static str)>, Error> {
+    let tables = tables(clickhouse).await?;
+    let is_missing = |name| tables.iter().all(|table| table.name != name);
+    Ok(migrations::objects()
+        .filter(|(name, _)| is_missing(*name))
+        .collect())
+}
+
+/// The tables that do not keep rows for `days`, each with what its TTL should be.
+pub async fn kept_otherwise(
+    clickhouse: &ClickHouse,
+    days: u16,
+) -> Result<Vec<(&'static str, String)>, Error> {
+    let tables = tables(clickhouse).await?;
+    Ok(RETAINED
+        .iter()
+        .map(|(name, time)| (*name, format!("{time} + toIntervalDay({days})")))
+        .filter(|(name, ttl)| {
+            let table = tables.iter().find(|table| table.name == *name);
+            table.is_some_and(|table| !table.engine_full.contains(&format!("TTL {ttl}")))
+        })
+        .collect())
+}
+
 /// Makes every table keep rows for `days`; returns those that were altered.
 /// A table that does already is not touched: an `ALTER` rewrites parts.
 pub async fn retain(clickhouse: &ClickHouse, days: u16) -> Result<Vec<&'static str>, Error> {
-    let tables = tables(clickhouse).await?;
     let mut altered = Vec::new();
-    for (name, time) in RETAINED {
-        let ttl = format!("{time} + toIntervalDay({days})");
-        let Some(table) = tables.iter().find(|table| table.name == name) else {
-            continue;
-        };
-        if !table.engine_full.contains(&format!("TTL {ttl}")) {
-            // Rewriting the parts takes as long as it takes, and nobody has to wait for it.
-            let sql = format!("ALTER TABLE {name} MODIFY TTL {ttl} SETTINGS alter_sync = 0");
-            clickhouse.execute(&sql).await?;
-            altered.push(name);
-        }
+    for (name, ttl) in kept_otherwise(clickhouse, days).await? {
+        // Rewriting the parts takes as long as it takes, and nobody has to wait for it.
+        let sql = format!("ALTER TABLE {name} MODIFY TTL {ttl} SETTINGS alter_sync = 0");
+        clickhouse.execute(&sql).await?;
+        altered.push(name);
     }
     Ok(altered)
 }

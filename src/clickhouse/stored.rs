@@ -77,6 +77,22 @@ pub async fn last_after(
     Ok((last > 0).then_some(last))
 }
 
+/// Whether anything of the stream is stored: looked for no longer than until it is found.
+pub async fn holds_any(clickhouse: &ClickHouse, stream: &str) -> Result<bool, Error> {
+    let found = count(
+        clickhouse,
+        "SELECT count() AS count FROM
+         (
+             (SELECT 1 FROM analytics_events WHERE stream = {stream:String} LIMIT 1)
+             UNION ALL
+             (SELECT 1 FROM dead_letters WHERE stream = {stream:String} LIMIT 1)
+         )",
+        &[("stream", stream)],
+    )
+    .await?;
+    Ok(found > 0)
+}
+
 /// How many sequences from `first` to `last` are stored, as events or dead letters.
 pub async fn sequences(
     clickhouse: &ClickHouse,

@@ -3,7 +3,6 @@ use std::path::PathBuf;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject};
-use serde::{Deserialize, Deserializer, de};
 
 /// Certificate authorities of one's own: a PEM file, read when the configuration is.
 #[derive(Clone)]
@@ -13,7 +12,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    fn read(path: PathBuf) -> Result<Self, String> {
+    pub(super) fn read(path: PathBuf) -> Result<Self, String> {
         let shown = path.display();
         let fault = |error: pem::Error| match error {
             pem::Error::Io(error) => format!("cannot read `{shown}`: {error}"),
@@ -35,12 +34,6 @@ impl Authority {
 
     pub fn certificates(&self) -> &[CertificateDer<'static>] {
         &self.certificates
-    }
-}
-
-impl<'de> Deserialize<'de> for Authority {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::read(PathBuf::deserialize(deserializer)?).map_err(de::Error::custom)
     }
 }
 

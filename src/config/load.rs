@@ -55,6 +55,12 @@ impl Config {
         if messaging.password.is_some() && messaging.username.is_none() {
             return Err(ConfigError::PasswordWithoutUser);
         }
+        if let Some(path) = &messaging.credentials_file {
+            std::fs::File::open(path).map_err(|error| ConfigError::Unreadable {
+                path: path.clone(),
+                error,
+            })?;
+        }
         let server = &config.server;
         if server.db_tls_ca_file.is_some() && !server.db_url.address().is_https() {
             return Err(ConfigError::AuthorityWithoutTls);

@@ -171,11 +171,13 @@ fn each_secret_of_nats_can_stand_in_a_variable_or_in_a_file() {
         "ANALYTICS_NATS_TOKEN",
         "ANALYTICS_NATS_CREDENTIALS_FILE",
     ];
-    let direct = with(names, "direct".to_owned());
-    assert_eq!(direct.username.unwrap(), "direct");
-    assert_eq!(exposed(direct.password), "direct");
-    assert_eq!(exposed(direct.token), "direct");
-    assert_eq!(direct.credentials_file.unwrap(), Path::new("direct"));
+    // The value of each, which for one of them has to be a file.
+    let value = "/dev/null";
+    let direct = with(names, value.to_owned());
+    assert_eq!(direct.username.unwrap(), value);
+    assert_eq!(exposed(direct.password), value);
+    assert_eq!(exposed(direct.token), value);
+    assert_eq!(direct.credentials_file.unwrap(), Path::new(value));
 
     let missing = |name: &str| (name == "ANALYTICS_NATS_TOKEN_FILE").then(|| "/nowhere".to_owned());
     let error = load_with("", missing).unwrap_err().to_string();

@@ -2,6 +2,7 @@
 //! key: serde knows only the section that it stands in.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_nats::ServerAddr;
@@ -9,7 +10,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, de::Error};
 use tracing_subscriber::EnvFilter;
 
-use super::Address;
+use super::{Address, Authority};
 
 /// A switch that is there for what other services need of it.
 fn must_be_true<'de, D: Deserializer<'de>>(
@@ -184,4 +185,26 @@ pub fn max_age<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D
         )));
     }
     Ok(Duration::from_secs(hours * 3600))
+}
+
+fn authority<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    key: &str,
+) -> Result<Option<Authority>, D::Error> {
+    let path: Option<PathBuf> = Option::deserialize(deserializer)?;
+    path.map(Authority::read)
+        .transpose()
+        .map_err(|message| D::Error::custom(format!("{key}: {message}")))
+}
+
+pub fn tls_ca_file<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Authority>, D::Error> {
+    authority(deserializer, "tls_ca_file")
+}
+
+pub fn db_tls_ca_file<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Authority>, D::Error> {
+    authority(deserializer, "db_tls_ca_file")
 }

@@ -169,7 +169,10 @@ impl Checkpoint {
             (Turn::Found(found), _) => (found.record, Some(found.revision)),
         };
         if record.owner != claim.owner && !record.owner.is_empty() {
-            info!(previous_owner = record.owner, "the lease has run out");
+            info!(
+                previous_owner = record.owner,
+                "taken from another instance, whose lease has run out, or for a repair"
+            );
         }
         if record.stream_created != claim.stream.created {
             let gone: Vec<_> = record.in_flight.iter().map(|gone| &gone.range).collect();

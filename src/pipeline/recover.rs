@@ -35,7 +35,11 @@ pub enum RecoverError {
 
 /// Whether ClickHouse holds anything of this stream.
 pub async fn is_known(clickhouse: &ClickHouse, stream: &StreamId, progress: &Progress) -> bool {
-    last_after(clickhouse, stream, 0, progress).await.is_some()
+    let stream = stream.to_string();
+    ask(progress, "asking ClickHouse for rows of the stream", || {
+        stored::holds_any(clickhouse, &stream)
+    })
+    .await
 }
 
 /// Brings the record, which is this instance's, in line with the stream and with
@@ -75,6 +79,13 @@ pub async fn reconcile(
                 "ClickHouse holds sequences that the stream does not have any more"
             );
         }
+    }
+    if record.committed > 0 && !is_known(clickhouse, checkpoint.stream(), progress).await {
+        warn!(
+            committed = record.committed,
+            "ClickHouse holds nothing of this stream, though the checkpoint says that it is stored: \
+             if ClickHouse was emptied or exchanged, `verify --repair` brings back what the stream still has"
+        );
     }
     let check_until = stored.or(cut_off.map(|_| end)).unwrap_or(0);
     if check_until > 0 {

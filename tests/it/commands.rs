@@ -138,6 +138,13 @@ async fn migrations_are_applied_once_and_a_changed_one_is_refused() {
     );
 
     let config = world.config("retention_days: 60", "");
+    let (code, stdout, _) = text(&daemon::run(&config, &["migrate", "--status"]).await);
+    assert_eq!(code, Some(1), "{stdout}");
+    let pending = "pending retention of 60 days to analytics_events\n";
+    assert!(stdout.contains(pending), "{stdout}");
+    let (_, stdout, _) = text(&daemon::run(&config, &["check"]).await);
+    let told = "warning      schema         not kept for 60 days: analytics_events, dead_letters,";
+    assert!(stdout.contains(told), "{stdout}");
     let (_, stdout, _) = text(&daemon::run(&config, &["migrate"]).await);
     assert!(
         stdout.starts_with("applied retention of 60 days to analytics_events\n"),

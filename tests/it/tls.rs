@@ -163,3 +163,17 @@ async fn a_certificate_that_does_not_hold_is_one_clear_line() {
         daemon.logs(&line).await;
     }
 }
+
+#[tokio::test]
+async fn a_port_without_tls_is_not_taken_for_a_server_that_is_away() {
+    let world = World::new().await;
+    let address = world.nats.url().replace("nats://", "tls://");
+    let nats = world.config("", &format!("nats_url: '{address}'"));
+    let line = format!("NATS at {address}: it speaks no TLS on this port");
+    assert_eq!(fault(&nats, "nats").await, line);
+
+    let port = clickhouse::port();
+    let clickhouse = config(&world, port, None);
+    let line = format!("https://127.0.0.1:{port}: it speaks no TLS on this port");
+    assert_eq!(fault(&clickhouse, "clickhouse").await, line);
+}

@@ -117,6 +117,51 @@ async fn a_database_that_is_gone_is_said_and_not_waited_for() {
         let output = command(&config).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains("UNKNOWN_DATABASE"), "{said}");
+        assert!(said.contains("ClickHouse: Code: 81."), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
     }
+
+    // The daemon makes it again, and says what it does not do by itself.
+    let daemon = Daemon::start(&config);
+    daemon
+        .logs("ClickHouse holds nothing of this stream, though the checkpoint says")
+        .await;
+    daemon.stop().await;
+    assert_eq!(verify(&config, &["--repair"]).0, 0);
+    assert_eq!(world.stored().await, 1);
+}
+
+#[tokio::test]
+async fn a_view_that_is_gone_is_not_exact() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    let view = "event_counts_by_type_mv";
+    let drop = format!("DROP TABLE {view}");
+    world.clickhouse().query(&drop).execute().await.unwrap();
+    publish_samples(&world, 300).await;
+    world.settled(300, 0).await;
+    let (code, report) = verify(&config, &[]);
+    assert_eq!((code, &report["missing"]), (1, &serde_json::json!([view])));
+    let checked = command(&config).arg("check").output().unwrap();
+    let said = String::from_utf8_lossy(&checked.stdout);
+    assert!(
+        said.contains("warning      schema         `event_counts_by_type_mv` is missing"),
+        "{said}"
+    );
+    assert!(
+        said.contains("→ run its CREATE statement of migrations/0004_event_counts_by_type.sql"),
+        "{said}"
+    );
+
+    let file =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/0004_event_counts_by_type.sql");
+    let file = std::fs::read_to_string(file).unwrap();
+    let (_, statement) = file.split_once("CREATE MATERIALIZED VIEW").unwrap();
+    let statement = statement.split(";\n").next().unwrap();
+    let create = format!("CREATE MATERIALIZED VIEW{statement}");
+    world.clickhouse().query(&create).execute().await.unwrap();
+    assert_eq!(verify(&config, &["--repair"]).0, 0);
+    world.views_equal_a_recount().await;
 }

@@ -60,7 +60,7 @@ impl Daemon {
     pub fn start_logging_to(log: &Path, config: &Path, variables: &[(&str, &str)]) -> Self {
         let mut command = command(config);
         command
-            .env("RUST_LOG", "warn,analytics_server=info")
+            .env("RUST_LOG", "warn,async_nats=off,analytics_server=info")
             .envs(variables.iter().copied());
         Self::spawn(command, log)
     }
