@@ -1,5 +1,6 @@
 //! Publishing sample events: many publishes under way at a time, each one confirmed.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -41,15 +42,20 @@ pub async fn publish(
     mut next: impl AsyncFnMut() -> Option<Outgoing>,
     mut stored: impl FnMut(Published),
 ) -> Result<()> {
+    // One for all: what keeps one message from being stored keeps the others, too.
+    let failures = Mutex::new(Retry::new());
     let mut window = FuturesOrdered::new();
+    // The first one goes alone: a right that is missing is found out with it.
+    let mut most = 1;
     while let Some(message) = next().await {
         let sent = Instant::now();
         let ack = message.publish(jetstream).await;
-        window.push_back(confirm(jetstream, message, sent, ack));
-        if window.len() >= WINDOW
+        window.push_back(confirm(jetstream, message, sent, ack, &failures));
+        if window.len() >= most
             && let Some(published) = window.next().await
         {
             stored(published?);
+            most = WINDOW;
         }
     }
     while let Some(published) = window.next().await {
@@ -81,12 +87,14 @@ impl Outgoing {
     }
 }
 
-/// Waits for JetStream's answer, publishing again where there is none.
+/// Waits for JetStream's answer, publishing again where there is none. What goes wrong is
+/// said where it is news among `failures`.
 async fn confirm(
     jetstream: &jetstream::Context,
     message: Outgoing,
     sent: Instant,
     mut ack: Result<PublishAckFuture, jetstream::context::PublishError>,
+    failures: &Mutex<Retry>,
 ) -> Result<Published> {
     const TRIES: usize = 5;
     let published = |sequence| Published {
@@ -101,19 +109,24 @@ async fn confirm(
             Ok(ack) => ack.await,
             Err(error) => Err(error),
         };
-        match answer {
+        let error = match answer {
             Ok(ack) => return Ok(published(ack.sequence)),
-            Err(error) if retry.is_news(&error) => {
-                tracing::warn!(%error, "publishing failed, retrying")
-            }
-            Err(_) => {}
+            Err(error) => error,
+        };
+        let is_news = {
+            let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
+            failures.is_news(&error)
+        };
+        if is_news {
+            tracing::warn!(%error, "publishing failed, retrying");
         }
         retry.pause().await;
         ack = message.publish(jetstream).await;
     }
-    let answer = ack?
-        .await
-        .with_context(|| format!("cannot publish to `{}`", message.subject))?;
+    let answer = ack?.await.with_context(|| {
+        let subject = &message.subject;
+        format!("cannot publish to `{subject}`, or the NATS user has no right to")
+    })?;
     Ok(published(answer.sequence))
 }
 
