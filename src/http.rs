@@ -25,7 +25,8 @@ use crate::pipeline::Progress;
 /// How long a question about health may wait for ClickHouse.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long the daemon's main task may show nothing. It never works for longer without waiting for something.
+/// How long the daemon's main task may show nothing. It never works for longer without
+/// waiting for something.
 const STUCK: Duration = Duration::from_secs(30);
 
 /// For so long an interruption is told of. It comes again within less, where a cause stays.

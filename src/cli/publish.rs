@@ -125,7 +125,7 @@ async fn confirm(
     }
     let answer = ack?.await.with_context(|| {
         let subject = &message.subject;
-        format!("cannot publish to `{subject}`, or the NATS user has no right to")
+        format!("cannot publish to `{subject}` (may the NATS user, and has a stream the subject?)")
     })?;
     Ok(published(answer.sequence))
 }

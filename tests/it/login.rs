@@ -97,9 +97,10 @@ async fn clickhouse_with_a_password_and_without_the_right_one() {
     let dir = tempfile::tempdir().unwrap();
     let port = free_port();
     let mut command = clickhouse::command(dir.path(), port);
+    let file = write(dir.path(), "password", "s3cret\n".to_owned());
     command
         .env("ANALYTICS_DB_USER", "ann")
-        .env("ANALYTICS_DB_PASSWORD", "s3cret");
+        .env("ANALYTICS_DB_PASSWORD_FILE", file);
     let _server = Server::spawn(&mut command);
     let url = format!("http://127.0.0.1:{port}");
     let world = World::with_servers(Nats::start().await, &url);

@@ -244,6 +244,16 @@ async fn the_grants_of_the_guide_suffice_each_for_what_it_is_there() {
         "{said}"
     );
 
+    let daemon = Daemon::start(&config);
+    let address = daemon.address().await;
+    eventually("health says what the schema waits for", async || {
+        let health = health_of(&address).await?;
+        let (_, schema) = health.split_once(r#""schema":""#)?;
+        schema.starts_with("ClickHouse: Code: 497.").then_some(())
+    })
+    .await;
+    drop(daemon);
+
     clickhouse.start(&[&daily[..], std::slice::from_ref(schema)].concat());
     succeeds(&config, &[&["migrate"]]).await;
     clickhouse.start(&daily);
