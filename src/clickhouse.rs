@@ -7,6 +7,8 @@ pub mod embedded;
 pub mod guarantees;
 pub mod migrations;
 pub mod native;
+pub mod reach;
+pub mod rebuild;
 pub mod schema;
 pub mod stored;
 mod transport;

@@ -18,12 +18,14 @@ pub mod encode;
 mod error;
 mod fault;
 mod flow;
+mod identity;
 pub mod insert;
 mod lag;
 pub mod message;
 mod metadata;
 mod progress;
 mod read;
+pub mod recount;
 pub mod recover;
 pub mod tally;
 mod write;
@@ -52,6 +54,7 @@ use encode::Encoder;
 use flow::Flow;
 use insert::Inserter;
 use read::{Reader, Until};
+use recover::RecoverError;
 use write::Writer;
 
 pub use error::PipelineError;
@@ -185,7 +188,7 @@ impl Pipeline {
         let committed = checkpoint.record().await.committed;
         checkpoint
             .change(|record| {
-                record.cut_off(first.saturating_sub(1));
+                record.cut_off(first.saturating_sub(1), 0);
                 // The tokens of before stand for rows that may be gone.
                 record.raise_generation(recover::now_seconds());
             })
@@ -218,9 +221,11 @@ impl Pipeline {
             let stream = nats::open_stream(&jetstream, messaging).await?;
             let num_replicas = stream.cached_info().config.num_replicas;
             let bucket = checkpoint::open_bucket(&jetstream, num_replicas).await?;
+            let current = StreamId::of(&stream);
             let mut claim = Claim {
                 owner: self.owner.clone(),
-                stream: StreamId::of(&stream),
+                created: current.created.clone(),
+                stream: current,
                 consumer: messaging.jetstream.consumer_name.clone(),
                 lease_timeout: config.features.analytics.lease_timeout,
                 at_once,
@@ -241,7 +246,20 @@ impl Pipeline {
             let Some(stream) = nats::find_stream(&jetstream, &claim.stream.name).await? else {
                 continue;
             };
-            claim.stream = StreamId::of(&stream);
+            let record = match &turn {
+                Turn::Found(found) => Some(found),
+                Turn::Vacant => self.last.as_ref(),
+            };
+            claim.created = StreamId::of(&stream).created;
+            claim.stream = identity::of(
+                &jetstream,
+                &stream,
+                record.map(|written| &written.record),
+                &self.clickhouse,
+                &self.progress,
+            )
+            .await
+            .map_err(RecoverError::from)?;
             let is_lost = matches!(turn, Turn::Vacant)
                 && self.last.is_none()
                 && recover::is_known(&self.clickhouse, &claim.stream, &self.progress).await;

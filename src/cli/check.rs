@@ -279,7 +279,7 @@ async fn repair_consumer(
     }
     let id = StreamId::of(stream);
     let committed = match checkpoint::peek(jetstream, &id.name, &settings.name).await {
-        Ok(Some(record)) if record.stream_created == id.created => record.committed,
+        Ok(Some(record)) if record.identity_of(&id).is_some() => record.committed,
         _ => 0,
     };
     if let Err(error) = consume::create(stream, settings, committed).await {
@@ -319,9 +319,9 @@ async fn check_consumer(
             "checkpoint",
             "none: the daemon starts at the stream's beginning, and leaves out what ClickHouse holds of it",
         ),
-        Ok(Some(record)) if record.stream_created != StreamId::of(stream).created => {
-            let detail =
-                "it is of a stream that was deleted: the daemon starts at the new one's beginning";
+        Ok(Some(record)) if record.identity_of(&StreamId::of(stream)).is_none() => {
+            let detail = "it is of a stream with another creation time: the daemon starts at this one's \
+                 beginning, or goes on where it holds the messages of that one";
             report.add("checkpoint", Status::Warning, detail, "");
         }
         Ok(Some(record)) => {

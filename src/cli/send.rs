@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::publish::{self, Outgoing, progress_bar};
 use crate::clickhouse::ClickHouse;
 use crate::config::Config;
-use crate::nats::{self, StreamId};
+use crate::nats;
 use crate::retry::Retry;
 use crate::sample::{Kind, Population};
 
@@ -49,7 +49,7 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
     let messaging = &config.integrations.messaging;
     let client = nats::connect(messaging).await?;
     let jetstream = jetstream::new(client);
-    let stream = nats::open_stream(&jetstream, messaging).await?;
+    nats::open_stream(&jetstream, messaging).await?;
     let Some(prefix) = messaging.subjects.analytics_events.strip_suffix('>') else {
         bail!("subjects.analytics_events must end with `>` to send every kind of event");
     };
@@ -84,8 +84,7 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
 
     let found = match args.wait {
         Some(seconds) => {
-            let stream = StreamId::of(&stream).to_string();
-            let wait = wait_until_stored(&config, &stream, &sent);
+            let wait = wait_until_stored(&config, &sent);
             tokio::time::timeout(Duration::from_secs(seconds), wait)
                 .await
                 .map_or(Ok(false), |stored| stored.map(|()| true))?
@@ -162,20 +161,22 @@ async fn publish(args: &Args, jetstream: &jetstream::Context, prefix: &str) -> R
 ///
 /// # Errors
 /// When an event is there more than once.
-async fn wait_until_stored(config: &Config, stream: &str, sent: &Sent) -> Result<()> {
+async fn wait_until_stored(config: &Config, sent: &Sent) -> Result<()> {
     #[derive(Row, Deserialize)]
     struct Found {
         id: String,
     }
     let clickhouse = ClickHouse::new(config);
+    // Whatever its creation time: the ids are new ones.
+    let stream = format!("{}@", config.integrations.messaging.jetstream.stream_name);
     let (first, last) = (sent.first.to_string(), sent.last.to_string());
     let parameters = [
-        ("stream", stream),
+        ("stream", stream.as_str()),
         ("first", first.as_str()),
         ("last", last.as_str()),
     ];
     let query = "SELECT toString(event_id) AS id FROM analytics_events
-                 WHERE stream = {stream:String} AND stream_seq BETWEEN {first:UInt64} AND {last:UInt64}";
+                 WHERE startsWith(stream, {stream:String}) AND stream_seq BETWEEN {first:UInt64} AND {last:UInt64}";
     let mut retry = Retry::new();
     loop {
         match clickhouse.rows::<Found>(query, &parameters).await {

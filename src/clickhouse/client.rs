@@ -8,6 +8,7 @@ use clickhouse::{Client, Compression, Row, RowOwned, RowRead};
 use secrecy::ExposeSecret;
 
 use super::codes::{self, Class};
+use super::migrations::quote_identifier;
 use super::native::Block;
 use super::transport;
 use crate::config::{self, Address, Config};
@@ -60,7 +61,7 @@ const PATIENT_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// What every insert asks for beside its token. `guarantees` looks whether the server
 /// grants it.
-pub const INSERT_SETTINGS: [(&str, &str); 6] = [
+pub const INSERT_SETTINGS: [(&str, &str); 7] = [
     // Answer when the rows are stored, not when they are queued.
     ("async_insert", "0"),
     ("insert_deduplicate", "1"),
@@ -73,6 +74,21 @@ pub const INSERT_SETTINGS: [(&str, &str); 6] = [
     ("max_partitions_per_insert_block", "0"),
     // Without it an insert whose view failed would be reported as stored.
     ("materialized_views_ignore_errors", "0"),
+    // One that a profile ends each time would be sent for ever.
+    ("max_execution_time", "0"),
+];
+
+/// What a statement asks for that reads or writes a whole day, such as a recount: limits
+/// that a profile sets for analysts would end it each time, or cut its result short.
+pub const PATIENT_SETTINGS: [(&str, &str); 8] = [
+    ("max_execution_time", "0"),
+    ("max_rows_to_read", "0"),
+    ("max_bytes_to_read", "0"),
+    ("max_rows_to_group_by", "0"),
+    ("max_result_rows", "0"),
+    ("max_result_bytes", "0"),
+    ("limit", "0"),
+    ("offset", "0"),
 ];
 
 impl ClickHouse {
@@ -111,7 +127,15 @@ impl ClickHouse {
 
     /// The same server, for statements that read or write a whole day.
     pub fn patient(&self) -> Self {
+        let patient = |client: &Client| {
+            let settings = PATIENT_SETTINGS.into_iter();
+            settings.fold(client.clone(), |client, (name, value)| {
+                client.with_setting(name, value)
+            })
+        };
         Self {
+            client: patient(&self.client),
+            server: patient(&self.server),
             timeout: PATIENT_TIMEOUT,
             ..self.clone()
         }
@@ -185,12 +209,16 @@ impl ClickHouse {
         self.limited(query.fetch_all()).await
     }
 
-    /// Runs a query, of no database, under the settings of an insert.
-    pub async fn rows_as_insert<T: RowOwned + RowRead>(&self, sql: &str) -> Result<Vec<T>, Error> {
+    /// Runs a query, of no database, under these settings.
+    pub async fn rows_under<T: RowOwned + RowRead>(
+        &self,
+        settings: impl Iterator<Item = &'static (&'static str, &'static str)>,
+        sql: &str,
+    ) -> Result<Vec<T>, Error> {
         let server = self.without_database();
         let mut query = server.client.query_raw(sql);
-        for (name, value) in INSERT_SETTINGS {
-            query = query.with_setting(name, value);
+        for (name, value) in settings {
+            query = query.with_setting(*name, *value);
         }
         self.limited(query.fetch_all()).await
     }
@@ -202,28 +230,40 @@ impl ClickHouse {
 
     /// Which process answers: another one after ClickHouse was started again.
     ///
-    /// ClickHouse gives its own tables ids that it makes up at its start: a server
-    /// those of the database `system`, the embedded engine the other's.
+    /// ClickHouse gives the tables of `system` ids that it makes up at its start; the
+    /// embedded engine gives one to the database alone. Both are shown to whoever may read
+    /// `system.processes`.
+    ///
+    /// # Errors
+    /// Also where none is shown: every process would look like the one before.
     pub async fn process(&self) -> Result<String, Error> {
         #[derive(Row, serde::Deserialize)]
         struct Process {
             process: String,
         }
         let rows: Vec<Process> = self
+            .without_database()
             .rows(
-                "SELECT arrayStringConcat(arraySort(groupArray(toString(uuid))), ' ') AS process FROM
+                "SELECT toString(uuid) AS process FROM
                  (
-                     SELECT uuid FROM system.tables WHERE database = 'system' AND name = 'one'
+                     SELECT uuid, 1 AS rank FROM system.tables
+                     WHERE database = 'system' AND name = 'processes'
                      UNION ALL
-                     SELECT uuid FROM system.databases WHERE name = 'INFORMATION_SCHEMA'
-                 )",
+                     SELECT uuid, 2 AS rank FROM system.databases WHERE name = 'system'
+                 )
+                 WHERE uuid != '00000000-0000-0000-0000-000000000000'
+                 ORDER BY rank LIMIT 1",
                 &[],
             )
             .await?;
-        rows.into_iter()
-            .next()
-            .map(|row| row.process)
-            .ok_or(Error::RowNotFound)
+        let shown = rows.into_iter().next().map(|row| row.process);
+        shown.ok_or_else(|| {
+            let user = quote_identifier(&self.user);
+            Error::Custom(format!(
+                "this user cannot see which ClickHouse process answers: \
+                 GRANT SELECT ON system.processes TO {user}"
+            ))
+        })
     }
 
     /// The server's version: that it answers, and lets the user in.

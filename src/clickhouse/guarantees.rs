@@ -11,9 +11,10 @@ use clickhouse::Row;
 use clickhouse::error::Error;
 use serde::Deserialize;
 
-use super::client::{ClickHouse, INSERT_SETTINGS};
+use super::client::{ClickHouse, INSERT_SETTINGS, PATIENT_SETTINGS};
 use super::migrations::quote_identifier;
-use super::schema::{self, Table};
+use super::reach::{Catalog, INSERTED_INTO, Name, Table};
+use super::schema;
 use super::stored;
 use crate::versions::{self, Verdict};
 
@@ -83,17 +84,44 @@ pub async fn of_server(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
     Ok(findings)
 }
 
-/// What is wrong with the tables of the database.
+/// What is wrong with the tables that inserts reach, in whatever database.
 pub async fn of_tables(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
     let defaults = table_defaults(clickhouse).await?;
-    let tables = schema::tables(clickhouse).await?;
     let missing = schema::missing(clickhouse).await?;
+    let reach = Catalog::read(clickhouse).await?.reach(&INSERTED_INTO);
+    let (home, user) = (clickhouse.database(), clickhouse.user());
+    let tables = reach.tables.iter();
     Ok(tables
-        .iter()
-        .filter(|table| table.engine.ends_with("MergeTree") && table.name != "schema_migrations")
-        .flat_map(|table| of_table(table, &defaults))
+        .flat_map(|table| of_table(table, home, &defaults))
+        .chain(reach.strange.iter().map(|view| of_strange(view, home)))
+        .chain(reach.unseen.iter().map(|name| of_unseen(name, user)))
         .chain(missing.into_iter().map(of_missing))
         .collect())
+}
+
+/// A window view, a live view: they count what they are given, and know no token.
+fn of_strange(view: &Table, home: &str) -> Finding {
+    let (name, engine) = (view.name(), &view.engine);
+    Finding::fatal(
+        Topic::Deduplication,
+        format!(
+            "`{}` is a {engine}, which would count a repeated insert again",
+            name.shown_in(home)
+        ),
+        format!("DROP VIEW {}", name.quoted()),
+    )
+}
+
+fn of_unseen(name: &Name, user: &str) -> Finding {
+    Finding::fatal(
+        Topic::Deduplication,
+        format!("inserts reach `{name}`, and this user cannot see whether it recognises a repeat"),
+        format!(
+            "GRANT SELECT ON {}.* TO {}",
+            quote_identifier(&name.database),
+            quote_identifier(user)
+        ),
+    )
 }
 
 fn of_missing((name, file): (&str, &str)) -> Finding {
@@ -108,21 +136,20 @@ fn of_missing((name, file): (&str, &str)) -> Finding {
     }
 }
 
-/// The one right that nothing needs from day to day: it is missed first of all when
-/// something was lost.
+/// The one right that nothing needs while all is well. Without it, nobody knows whether
+/// an insert of an earlier writer still runs, nor whether ClickHouse is the process that
+/// knows a token: an outage would lose events or count them twice, without a word.
 async fn of_rights(clickhouse: &ClickHouse) -> Result<Option<Finding>, Error> {
     if stored::may_see_processes(clickhouse).await? {
         return Ok(None);
     }
     let user = quote_identifier(clickhouse.user());
-    Ok(Some(Finding {
-        topic: Topic::Rights,
-        detail:
-            "system.processes cannot be read: a recovery and `verify --repair` would wait for that"
-                .to_owned(),
-        remedy: format!("GRANT SELECT ON system.processes TO {user}"),
-        fatal: false,
-    }))
+    Ok(Some(Finding::fatal(
+        Topic::Rights,
+        "system.processes cannot be read, which says what a restart of ClickHouse may have lost"
+            .to_owned(),
+        format!("GRANT SELECT ON system.processes TO {user}"),
+    )))
 }
 
 /// A setting that wins over `insert_deduplicate` where ClickHouse has it (measured on
@@ -135,14 +162,16 @@ struct Setting {
     value: String,
 }
 
-/// Runs a query just as an insert would run, and looks which settings took effect.
+/// Runs a query just as an insert or a recount would run, and looks which settings took
+/// effect.
 async fn of_settings(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
-    let asked = INSERT_SETTINGS.iter().map(|(name, _)| format!("'{name}'"));
+    let asked = asked_settings().map(|(name, _)| format!("'{name}'"));
     let names: Vec<String> = asked.chain([format!("'{OVERRIDE}'")]).collect();
     let names = names.join(", ");
     let sql = format!("SELECT name, value FROM system.settings WHERE name IN ({names})");
-    match clickhouse.rows_as_insert::<Setting>(&sql).await {
+    match clickhouse.rows_under(asked_settings(), &sql).await {
         Ok(settings) => {
+            let settings: Vec<Setting> = settings;
             let settings: HashMap<String, String> = settings
                 .into_iter()
                 .map(|Setting { name, value }| (name, value))
@@ -157,10 +186,15 @@ async fn of_settings(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
     }
 }
 
-/// The settings that an insert asks for and does not get.
+/// What inserts and recounts ask for beside a token.
+fn asked_settings() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    INSERT_SETTINGS.iter().chain(&PATIENT_SETTINGS)
+}
+
+/// The settings that are asked for and not given.
 fn differences(settings: &HashMap<String, String>, user: &str) -> Vec<Finding> {
     let user = quote_identifier(user);
-    let asked = INSERT_SETTINGS.iter().filter_map(|(name, wanted)| {
+    let asked = asked_settings().filter_map(|(name, wanted)| {
         let value = settings.get(*name)?;
         (value != wanted).then(|| {
             let detail = format!("inserts ask for {name} = {wanted} and get {value}");
@@ -186,9 +220,7 @@ fn refusal(answer: &str, user: &str) -> Option<Finding> {
     let codes = ["Code: 115.", "Code: 164.", "Code: 452."];
     let code = codes.iter().position(|code| answer.starts_with(code))?;
     let words = || answer.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    let (name, value) = INSERT_SETTINGS
-        .iter()
-        .find(|(name, _)| words().any(|word| word == *name))?;
+    let (name, value) = asked_settings().find(|(name, _)| words().any(|word| word == *name))?;
     let user = quote_identifier(user);
     let (why, remedy) = match code {
         0 => (
@@ -220,34 +252,47 @@ const GOOD_WINDOW: u64 = 10_000;
 /// replicated know no such limit.
 const LEAST_SECONDS: u64 = 7 * 86_400;
 
-/// The tables that inserts name. Those that views fill get what the insert gives them.
-const INSERTED_INTO: [&str; 2] = ["analytics_events", "dead_letters"];
+/// What a view may write to that keeps nothing: its own views are what counts.
+const KEEPS_NOTHING: &str = "Null";
 
-fn of_table(table: &Table, defaults: &HashMap<String, String>) -> Vec<Finding> {
+fn of_table(table: &Table, home: &str, defaults: &HashMap<String, String>) -> Vec<Finding> {
+    let name = table.name();
+    let shown = name.shown_in(home);
+    if table.engine == KEEPS_NOTHING {
+        return Vec::new();
+    }
+    if !table.engine.ends_with("MergeTree") {
+        let engine = &table.engine;
+        return vec![Finding::fatal(
+            Topic::Deduplication,
+            format!("table `{shown}` is a {engine}, which would count a repeated insert again"),
+            "let its view write to a MergeTree with a deduplication window".to_owned(),
+        )];
+    }
     let number = |name, built_in: u64| {
         let set = setting_in(&table.engine_full, name).or(defaults.get(name).map(String::as_str));
         set.and_then(|value| value.parse().ok()).unwrap_or(built_in)
     };
     let mend = |setting, value: u64| {
-        let table = quote_identifier(&table.name);
+        let table = match name.database == home {
+            true => quote_identifier(&name.table),
+            false => name.quoted(),
+        };
         format!("ALTER TABLE {table} MODIFY SETTING {setting} = {value}")
     };
-    let name = &table.name;
     let mut findings = Vec::new();
     let mut missing = |detail, remedy| {
         findings.push(Finding::fatal(Topic::Deduplication, detail, remedy));
     };
 
-    let replicated = ["Replicated", "Shared"]
-        .iter()
-        .any(|prefix| table.engine.starts_with(prefix));
+    let replicated = table.is_replicated();
     let (window, built_in) = if replicated {
         ("replicated_deduplication_window", 10_000)
     } else {
         ("non_replicated_deduplication_window", 0)
     };
     if number(window, built_in) < LEAST_WINDOW {
-        let detail = format!("table `{name}` would count a repeated insert again");
+        let detail = format!("table `{shown}` would count a repeated insert again");
         missing(detail, mend(window, GOOD_WINDOW));
     }
     // The built-in value was a week once and is an hour in newer versions.
@@ -255,13 +300,14 @@ fn of_table(table: &Table, defaults: &HashMap<String, String>) -> Vec<Finding> {
     if replicated && number(seconds, 3600) < LEAST_SECONDS {
         let hours = number(seconds, 3600) / 3600;
         let detail =
-            format!("table `{name}` would count an insert again that is repeated after {hours} h");
+            format!("table `{shown}` would count an insert again that is repeated after {hours} h");
         missing(detail, mend(seconds, LEAST_SECONDS));
     }
     // ClickHouse takes either this or the insert's own setting for a yes.
-    if INSERTED_INTO.contains(&name.as_str()) && number("async_insert", 0) != 0 {
+    let is_named = name.database == home && INSERTED_INTO.contains(&name.table.as_str());
+    if is_named && number("async_insert", 0) != 0 {
         let detail = format!(
-            "table `{name}` has async_insert set, so inserts are queued and their tokens do not count"
+            "table `{shown}` has async_insert set, so inserts are queued and their tokens do not count"
         );
         missing(detail, mend("async_insert", 0));
     }
@@ -298,15 +344,12 @@ mod tests {
     use super::*;
 
     fn remedies(engine: &str, settings: &str, defaults: &[(&str, &str)]) -> Vec<String> {
-        let table = Table {
-            name: "dead_letters".to_owned(),
-            engine: engine.to_owned(),
-            engine_full: format!("{engine} ORDER BY (a, b) SETTINGS {settings}"),
-        };
+        let engine_full = format!("{engine} ORDER BY (a, b) SETTINGS {settings}");
+        let table = Table::of_engine("d", "dead_letters", &engine_full);
         let defaults = defaults
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        of_table(&table, &defaults.collect())
+        of_table(&table, "d", &defaults.collect())
             .into_iter()
             .map(|finding| {
                 let remedy = finding
@@ -359,9 +402,26 @@ mod tests {
     }
 
     #[test]
+    fn a_target_that_knows_no_tokens_is_refused_unless_it_keeps_nothing() {
+        let findings = |engine| of_table(&Table::of_engine("e", "t", engine), "d", &HashMap::new());
+        let memory = &findings("Memory")[0];
+        assert_eq!(
+            (memory.detail.as_str(), memory.fatal),
+            (
+                "table `e.t` is a Memory, which would count a repeated insert again",
+                true
+            )
+        );
+        assert_eq!(findings("Null"), []);
+        assert_eq!(
+            findings("SummingMergeTree ORDER BY a")[0].remedy,
+            "ALTER TABLE `e`.`t` MODIFY SETTING non_replicated_deduplication_window = 10000"
+        );
+    }
+
+    #[test]
     fn settings_that_do_not_take_effect_are_named() {
-        let mut settings: HashMap<String, String> = INSERT_SETTINGS
-            .iter()
+        let mut settings: HashMap<String, String> = asked_settings()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
         settings.insert(OVERRIDE.to_owned(), "enable".to_owned());

@@ -77,6 +77,47 @@ pub async fn last_after(
     Ok((last > 0).then_some(last))
 }
 
+/// A row of a stream of some name, whatever its creation time.
+#[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
+pub struct Witness {
+    /// The stream's identity.
+    pub stream: String,
+    pub stream_seq: u64,
+    /// Milliseconds since the Unix epoch.
+    pub received_at: i64,
+}
+
+/// The first rows of each stream of this name among these sequences, the newest stream
+/// first. Several of each, since single messages may have been deleted.
+pub async fn witnesses(
+    clickhouse: &ClickHouse,
+    name: &str,
+    first: u64,
+    last: u64,
+) -> Result<Vec<Witness>, Error> {
+    let which =
+        "startsWith(stream, {name:String}) AND stream_seq BETWEEN {first:UInt64} AND {last:UInt64}";
+    let columns = "toString(stream) AS stream, stream_seq, toUnixTimestamp64Milli(received_at) AS received_at";
+    clickhouse
+        .rows(
+            &format!(
+                "SELECT stream, stream_seq, received_at FROM
+                 (
+                     SELECT {columns} FROM analytics_events WHERE {which}
+                     UNION ALL
+                     SELECT {columns} FROM dead_letters WHERE {which}
+                 )
+                 ORDER BY stream DESC, stream_seq LIMIT 10 BY stream"
+            ),
+            &[
+                ("name", &format!("{name}@")),
+                ("first", &first.to_string()),
+                ("last", &last.to_string()),
+            ],
+        )
+        .await
+}
+
 /// Whether anything of the stream is stored: looked for no longer than until it is found.
 pub async fn holds_any(clickhouse: &ClickHouse, stream: &str) -> Result<bool, Error> {
     let found = count(

@@ -1,174 +1,345 @@
-//! The materialized views of `analytics_events`, recounted and rebuilt by day.
+//! The materialized views that an insert reaches, compared with what they select.
 //!
 //! A ClickHouse that was killed in the middle of an insert may have lost the rows of
-//! one view alone. What a view must hold stands in its own SELECT; what it holds is
-//! its target, merged. Where they differ, the day is built again beside the others
-//! and swapped in at once.
+//! one view alone. What a view must hold is what its own SELECT gives; what it holds is
+//! its target, merged. Days are compared, since a day can be built again: `rebuild`.
+
+use std::collections::BTreeSet;
 
 use clickhouse::Row;
 use clickhouse::error::Error;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use time::Date;
+use time::macros::format_description;
 
 use super::client::ClickHouse;
-use super::migrations::quote_identifier;
+use super::migrations::{quote_identifier, quote_string};
+use super::reach::{Catalog, INSERTED_INTO, Link, Name, Table};
 
-/// A materialized view and its target.
+/// A materialized view whose target can be compared with its SELECT, a day at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
-    /// The target's name in the database: what analysts query.
+    /// What analysts query: the target, or the view where it has a table of its own.
     pub name: String,
+    pub(super) target: Name,
+    pub(super) source: Name,
+    /// The source's column of days, where the source is a view's target itself.
+    source_day: Option<String>,
     /// What the target must hold.
-    select: String,
+    pub(super) select: String,
     /// The target's column that it is partitioned by, a day each.
-    day: String,
-    columns: Vec<Column>,
-    /// The target's rows are merged in the background: FINAL merges them at once.
-    merges: bool,
+    pub(super) day: String,
+    pub(super) columns: Vec<Column>,
+    /// What tells a row from others: merges make one row of those that agree in it.
+    /// Empty where rows are never merged.
+    sorting_key: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Column {
-    name: String,
+pub(super) struct Column {
+    pub(super) name: String,
     is_array: bool,
 }
 
-/// The views whose days can be recounted, and the names of those whose cannot: their
-/// targets are not partitioned by a column of days, hold states, or have several
-/// views.
-#[derive(Debug, Default)]
-pub struct Views {
-    pub by_day: Vec<View>,
-    pub others: Vec<String>,
+/// A view that nobody can compare.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Uncompared {
+    pub name: String,
+    pub reason: &'static str,
 }
 
-/// The views that read `analytics_events`, those of operators included.
-///
-/// Replicated tables are left out: there, token and rows are one operation.
-pub async fn of_events(clickhouse: &ClickHouse) -> Result<Views, Error> {
-    #[derive(Row, Deserialize)]
-    struct Found {
-        name: String,
-        as_select: String,
-        create_table_query: String,
-    }
-    #[derive(Row, Deserialize)]
-    struct Target {
-        engine: String,
-        partition_key: String,
-    }
-    #[derive(Row, Deserialize)]
-    struct TargetColumn {
-        name: String,
-        r#type: String,
-    }
-    let found: Vec<Found> = clickhouse
-        .rows(
-            "SELECT name, as_select, create_table_query FROM system.tables
-             WHERE engine = 'MaterializedView' AND (database, name) IN
-             (
-                 SELECT arrayJoin(arrayZip(dependencies_database, dependencies_table)) FROM system.tables
-                 WHERE database = currentDatabase() AND name = 'analytics_events'
-             )
-             ORDER BY name",
-            &[],
-        )
-        .await?;
+/// The views that inserts reach.
+#[derive(Debug, Default)]
+pub struct Views {
+    /// Each after the one that fills its source.
+    pub compared: Vec<View>,
+    pub others: Vec<Uncompared>,
+}
+
+const NOT_SEEN: &str = "this user may not see it";
+const REPLICATED: &str = "its target is replicated, where rows and token are one operation";
+const NO_TABLE: &str = "its target keeps no rows";
+const NO_DAYS: &str = "its target is not partitioned by a column of days";
+const STATES: &str = "its target holds aggregate states, which depend on the order of merges";
+const SHARED: &str = "another view fills its target, too";
+const OF_LETTERS: &str = "it reads dead letters, which come and go";
+const SOURCE: &str = "its source is not compared";
+const MERGED_SOURCE: &str = "its source's rows are merged after it has seen them";
+const OTHERS: &str = "its SELECT reads more than the rows of its source";
+
+/// What a SELECT may not say whose rows are to be the same at any time: it would read
+/// other tables, or the clock, or chance. As ClickHouse writes it.
+const READS_MORE: [&str; 12] = [
+    " JOIN ",
+    "(SELECT",
+    "dictGet",
+    "joinGet",
+    "now(",
+    "now64(",
+    "today(",
+    "yesterday(",
+    "rand(",
+    "rand32(",
+    "rand64(",
+    "generateUUID",
+];
+
+/// The views that an insert of events or dead letters reaches, those of operators
+/// included, in whatever database.
+pub async fn reached(clickhouse: &ClickHouse) -> Result<Views, Error> {
+    let catalog = Catalog::read(clickhouse).await?;
+    let home = clickhouse.database();
     let mut views = Views::default();
-    for view in found {
-        let Some(name) = target(&view.create_table_query, clickhouse.database()) else {
-            views.others.push(view.name);
-            continue;
-        };
-        let targets: Vec<Target> = clickhouse
-            .rows(
-                "SELECT engine, partition_key FROM system.tables
-                 WHERE database = currentDatabase() AND name = {name:String}",
-                &[("name", &name)],
-            )
-            .await?;
-        let columns: Vec<TargetColumn> = clickhouse
-            .rows(
-                "SELECT name, type FROM system.columns
-                 WHERE database = currentDatabase() AND table = {view:String} ORDER BY position",
-                &[("view", &view.name)],
-            )
-            .await?;
-        let Some(Target {
-            engine,
-            partition_key,
-        }) = targets.into_iter().next()
-        else {
-            views.others.push(view.name);
-            continue;
-        };
-        if engine.starts_with("Replicated") || engine.starts_with("Shared") {
-            continue;
+    for link in catalog.reach(&INSERTED_INTO[..1]).links {
+        let name = shown(&link, home);
+        match comparable(clickhouse, &catalog, &views, &link).await? {
+            Ok(view) => views.compared.push(View { name, ..view }),
+            Err(reason) => views.others.push(Uncompared { name, reason }),
         }
-        let is_day =
-            |column: &TargetColumn| column.name == partition_key && column.r#type == "Date";
-        // The bytes of a state depend on the order in which it was merged.
-        let is_state = |column: &TargetColumn| column.r#type.starts_with("AggregateFunction(");
-        if !columns.iter().any(is_day) || columns.iter().any(is_state) {
-            views.others.push(name);
-            continue;
-        }
-        views.by_day.push(View {
-            name,
-            select: view.as_select,
-            day: partition_key,
-            merges: engine != "MergeTree",
-            columns: columns
-                .into_iter()
-                .map(|column| Column {
-                    is_array: column.r#type.contains("Array("),
-                    name: column.name,
-                })
-                .collect(),
-        });
     }
-    // What two views write together is what neither of them says.
-    let alone = |view: &View| targets_of(&views.by_day, &view.name) == 1;
-    let (alone, shared): (Vec<_>, Vec<_>) = views.by_day.iter().cloned().partition(alone);
-    views
-        .others
-        .extend(shared.into_iter().map(|view| view.name));
-    views.by_day = alone;
+    for link in catalog.reach(&INSERTED_INTO[1..]).links {
+        let name = shown(&link, home);
+        let reason = OF_LETTERS;
+        if !views.others.iter().any(|other| other.name == name) {
+            views.others.push(Uncompared { name, reason });
+        }
+    }
     Ok(views)
 }
 
-fn targets_of(views: &[View], name: &str) -> usize {
-    views.iter().filter(|view| view.name == name).count()
+fn shown(link: &Link, home: &str) -> String {
+    match link.target.table.starts_with(".inner") {
+        true => link.view.name().shown_in(home),
+        false => link.target.shown_in(home),
+    }
+}
+
+/// The view of a link, or why it cannot be compared.
+async fn comparable(
+    clickhouse: &ClickHouse,
+    catalog: &Catalog,
+    views: &Views,
+    link: &Link,
+) -> Result<Result<View, &'static str>, Error> {
+    let Some(target) = catalog.get(&link.target) else {
+        return Ok(Err(NOT_SEEN));
+    };
+    if target.is_replicated() {
+        return Ok(Err(REPLICATED));
+    }
+    if !target.engine.ends_with("MergeTree") {
+        return Ok(Err(NO_TABLE));
+    }
+    if catalog.views_into(&link.target) > 1 {
+        return Ok(Err(SHARED));
+    }
+    let select = &link.view.as_select;
+    if READS_MORE.iter().any(|words| select.contains(words)) {
+        return Ok(Err(OTHERS));
+    }
+    let is_root = link.source == Name::new(clickhouse.database(), INSERTED_INTO[0]);
+    let mut filled = views.compared.iter();
+    let source_day = match filled.find(|view| view.target == link.source) {
+        Some(source) if source.sorting_key.is_empty() => Some(source.day.clone()),
+        Some(_) => return Ok(Err(MERGED_SOURCE)),
+        None if is_root => None,
+        None => return Ok(Err(SOURCE)),
+    };
+    let columns = columns(clickhouse, &link.target).await?;
+    let day = &target.partition_key;
+    if !columns
+        .iter()
+        .any(|column| column.name == *day && column.r#type == "Date")
+    {
+        return Ok(Err(NO_DAYS));
+    }
+    if columns
+        .iter()
+        .any(|column| column.r#type.starts_with("AggregateFunction("))
+    {
+        return Ok(Err(STATES));
+    }
+    Ok(Ok(View {
+        name: String::new(),
+        target: link.target.clone(),
+        source: link.source.clone(),
+        source_day,
+        select: select.clone(),
+        day: day.clone(),
+        sorting_key: merging_key(target),
+        columns: columns
+            .into_iter()
+            .map(|column| Column {
+                is_array: column.r#type.contains("Array("),
+                name: column.name,
+            })
+            .collect(),
+    }))
+}
+
+fn merging_key(target: &Table) -> String {
+    match target.engine.as_str() {
+        "MergeTree" => String::new(),
+        _ => target.sorting_key.clone(),
+    }
+}
+
+#[derive(Row, Deserialize)]
+struct ColumnType {
+    name: String,
+    r#type: String,
+}
+
+async fn columns(clickhouse: &ClickHouse, table: &Name) -> Result<Vec<ColumnType>, Error> {
+    // What is computed from other columns is not inserted.
+    clickhouse
+        .rows(
+            "SELECT name, type FROM system.columns
+             WHERE database = {database:String} AND table = {table:String}
+                 AND default_kind NOT IN ('ALIAS', 'MATERIALIZED')
+             ORDER BY position",
+            &[("database", &table.database), ("table", &table.table)],
+        )
+        .await
 }
 
 impl View {
-    /// Whether the target holds of a day what a recount of `analytics_events` says.
+    /// Whether the target holds of a day what its SELECT says.
     pub async fn is_exact(&self, clickhouse: &ClickHouse, day: Date) -> Result<bool, Error> {
-        let last = if self.merges { "FINAL" } else { "" };
-        let table = quote_identifier(&self.name);
-        let held = self.digest(&format!("{table} {last}"));
-        let counted = self.digest(&format!("({})", self.select));
+        let held = self.digest(&self.held());
+        let selected = self.digest(&format!("({})", self.select));
         #[derive(Row, Deserialize)]
         struct Digests {
             different: u64,
         }
         let rows: Vec<Digests> = clickhouse
             .rows(
-                &format!("SELECT uniqExact(digest) AS different FROM ({held} UNION ALL {counted})"),
+                &format!(
+                    "SELECT uniqExact(digest) AS different FROM ({held} UNION ALL {selected})"
+                ),
                 &[("day", &day.to_string())],
             )
             .await?;
         Ok(rows.iter().all(|row| row.different == 1))
     }
 
-    /// The query of the days that the target holds rows of, as `day`.
-    pub fn days(&self) -> String {
-        let (day, table) = (quote_identifier(&self.day), quote_identifier(&self.name));
-        format!("SELECT DISTINCT {day} AS day FROM {table}")
+    /// How many rows of a day nothing in the source explains. They are not the daemon's,
+    /// or their events were deleted: who builds the day again deletes them.
+    pub async fn unexplained(&self, clickhouse: &ClickHouse, day: Date) -> Result<u64, Error> {
+        #[derive(Row, Deserialize)]
+        struct Count {
+            count: u64,
+        }
+        let key = match self.sorting_key.as_str() {
+            "" => self.row(),
+            key => format!("toString(tuple({key}))"),
+        };
+        // Of a day with millions of keys, hashes fit into memory.
+        let key = format!("cityHash64({key})");
+        let of_day = format!("WHERE {} = {{day:Date}}", quote_identifier(&self.day));
+        let rows: Vec<Count> = clickhouse
+            .rows(
+                &format!(
+                    "SELECT count() AS count FROM {} {of_day}
+                     AND {key} NOT IN (SELECT {key} FROM ({}) {of_day})",
+                    self.held(),
+                    self.select
+                ),
+                &[("day", &day.to_string())],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.count).sum())
+    }
+
+    /// The days of the target that some rows of the source go to: those that `filter`
+    /// selects of the events, or those of `days` in a view's target.
+    pub async fn days_of(
+        &self,
+        clickhouse: &ClickHouse,
+        filter: &str,
+        days: &BTreeSet<Date>,
+    ) -> Result<BTreeSet<Date>, Error> {
+        let filter = match &self.source_day {
+            None => filter.to_owned(),
+            // Nothing of it: a list of no days would be no SQL.
+            Some(_) if days.is_empty() => return Ok(BTreeSet::new()),
+            Some(day) => {
+                let days: Vec<String> = days.iter().map(|day| format!("'{day}'")).collect();
+                format!("{} IN ({})", quote_identifier(day), days.join(", "))
+            }
+        };
+        // The view's own SELECT, as if its source had these rows alone.
+        let only = format!(
+            "{{{}: {}}}",
+            quote_string(&self.source.to_string()),
+            quote_string(&filter)
+        );
+        self.days(
+            clickhouse,
+            &format!(
+                "SELECT DISTINCT toString({}) AS day FROM ({}) SETTINGS additional_table_filters = {only}",
+                quote_identifier(&self.day),
+                self.select
+            ),
+        )
+        .await
+    }
+
+    /// The days that the target holds rows of.
+    pub async fn held_days(&self, clickhouse: &ClickHouse) -> Result<BTreeSet<Date>, Error> {
+        let day = quote_identifier(&self.day);
+        let table = self.target.quoted();
+        self.days(
+            clickhouse,
+            &format!("SELECT DISTINCT toString({day}) AS day FROM {table}"),
+        )
+        .await
+    }
+
+    /// Whether its source is another view's target.
+    pub fn reads_a_view(&self) -> bool {
+        self.source_day.is_some()
+    }
+
+    /// Whether its source is that view's target.
+    pub fn is_filled_by(&self, other: &Self) -> bool {
+        self.source == other.target
+    }
+
+    async fn days(&self, clickhouse: &ClickHouse, sql: &str) -> Result<BTreeSet<Date>, Error> {
+        #[derive(Row, Deserialize)]
+        struct Found {
+            day: String,
+        }
+        let found: Vec<Found> = clickhouse.rows(sql, &[]).await?;
+        let format = format_description!("[year]-[month]-[day]");
+        let days = found.iter().map(|found| {
+            Date::parse(&found.day, format).map_err(|error| Error::Other(error.into()))
+        });
+        days.collect()
+    }
+
+    fn held(&self) -> String {
+        // Rows are merged in the background: FINAL merges them at once.
+        let merged = if self.sorting_key.is_empty() {
+            ""
+        } else {
+            " FINAL"
+        };
+        format!("{}{merged}", self.target.quoted())
     }
 
     /// A number for the rows of a day, whatever their order.
     fn digest(&self, source: &str) -> String {
+        format!(
+            "SELECT (count(), sum(cityHash64({}))) AS digest FROM {source} WHERE {} = {{day:Date}}",
+            self.row(),
+            quote_identifier(&self.day)
+        )
+    }
+
+    /// A row as text: an expression's type may differ from its column's.
+    fn row(&self) -> String {
         let columns: Vec<String> = self
             .columns
             .iter()
@@ -181,79 +352,6 @@ impl View {
                 }
             })
             .collect();
-        // As text: an expression's type may differ from its column's.
-        format!(
-            "SELECT (count(), sum(cityHash64(toString(tuple({}))))) AS digest FROM {source} WHERE {} = {{day:Date}}",
-            columns.join(", "),
-            quote_identifier(&self.day)
-        )
-    }
-
-    /// Builds a day again from `analytics_events` and swaps it in at once: no reader
-    /// sees half of it. Nothing may be inserted meanwhile.
-    pub async fn rebuild(&self, clickhouse: &ClickHouse, day: Date) -> Result<(), Error> {
-        #[derive(Row, Deserialize)]
-        struct Rows {
-            rows: u64,
-        }
-        let table = quote_identifier(&self.name);
-        let beside = quote_identifier(&format!("{}_rebuilt", self.name));
-        let columns: Vec<String> = self
-            .columns
-            .iter()
-            .map(|column| quote_identifier(&column.name))
-            .collect();
-        let columns = columns.join(", ");
-        // Left over from a rebuild that was cut off.
-        let drop = format!("DROP TABLE IF EXISTS {beside} SYNC");
-        clickhouse.execute(&drop).await?;
-        clickhouse
-            .execute(&format!("CREATE TABLE {beside} AS {table}"))
-            .await?;
-        // Blocks that look the same must not be taken for repeats.
-        clickhouse
-            .execute(&format!(
-                "INSERT INTO {beside} ({columns}) SETTINGS insert_deduplicate = 0, async_insert = 0
-                 SELECT {columns} FROM ({}) WHERE {} = '{day}'",
-                self.select,
-                quote_identifier(&self.day),
-            ))
-            .await?;
-        let built: Vec<Rows> = clickhouse
-            .rows(&format!("SELECT count() AS rows FROM {beside}"), &[])
-            .await?;
-        // A partition cannot be replaced by none.
-        let swap = if built.iter().any(|built| built.rows > 0) {
-            format!("ALTER TABLE {table} REPLACE PARTITION '{day}' FROM {beside}")
-        } else {
-            format!("ALTER TABLE {table} DROP PARTITION '{day}'")
-        };
-        clickhouse.execute(&swap).await?;
-        clickhouse.execute(&drop).await
-    }
-}
-
-/// The table that a materialized view writes to, where it is one of `database`:
-/// from `CREATE MATERIALIZED VIEW database.view TO database.target (…`.
-fn target(create: &str, database: &str) -> Option<String> {
-    let (_, rest) = create.split_once(" TO ")?;
-    let end = rest.find([' ', '(']).unwrap_or(rest.len());
-    let (in_database, table) = rest[..end].split_once('.')?;
-    let unquoted = |name: &str| name.trim_matches('`').to_owned();
-    (unquoted(in_database) == database).then(|| unquoted(table))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_target_of_a_view_stands_behind_to() {
-        let create =
-            "CREATE MATERIALIZED VIEW d.mv TO d.`daily-users` (`date` Date) AS SELECT 1 FROM d.t";
-        assert_eq!(target(create, "d").as_deref(), Some("daily-users"));
-        assert_eq!(target(create, "other"), None);
-        let inner = "CREATE MATERIALIZED VIEW d.mv (`date` Date) ENGINE = MergeTree AS SELECT 1";
-        assert_eq!(target(inner, "d"), None);
+        format!("toString(tuple({}))", columns.join(", "))
     }
 }

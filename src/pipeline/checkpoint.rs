@@ -8,7 +8,7 @@
 mod bucket;
 mod record;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::kv::Store;
 use prometheus::IntCounter;
@@ -20,10 +20,10 @@ use crate::nats::StreamId;
 use bucket::{Conflict, read, write};
 
 pub use bucket::{
-    NAME as BUCKET, delete_empty as delete_empty_bucket, exists as bucket_exists, forget,
+    NAME as BUCKET, delete_empty as delete_empty_bucket, exists as bucket_exists, forget, identity,
     open as open_bucket, peek,
 };
-pub use record::{InFlight, Part, Range, Record, Rows};
+pub use record::{History, InFlight, Incarnation, Part, Range, Record, Rows};
 
 /// How often a standby looks at the record: a clean stop hands over within it.
 const LOOK: Duration = Duration::from_millis(250);
@@ -54,7 +54,10 @@ pub enum CheckpointError {
 pub struct Claim {
     /// This instance's name, unlike any other's.
     pub owner: String,
+    /// The identity under which the stream's messages are stored.
     pub stream: StreamId,
+    /// The creation time that NATS gives for it, another one after a restore.
+    pub created: String,
     /// The durable consumer's name.
     pub consumer: String,
     /// A record whose revision stands still for this long is nobody's.
@@ -128,7 +131,29 @@ pub struct Checkpoint {
 struct State {
     written: Written,
     /// When the record was last known to be this instance's.
-    confirmed: Instant,
+    confirmed: Moment,
+}
+
+/// A time by both clocks: one of them stands still while the machine is suspended, and
+/// the other is set by people.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    monotonic: Instant,
+    wall: SystemTime,
+}
+
+impl Moment {
+    fn now() -> Self {
+        Self {
+            monotonic: Instant::now(),
+            wall: SystemTime::now(),
+        }
+    }
+
+    /// Whether less than this has passed, by either clock.
+    fn is_younger_than(&self, age: Duration) -> bool {
+        self.monotonic.elapsed() < age && self.wall.elapsed().is_ok_and(|passed| passed < age)
+    }
 }
 
 /// A range that stands in the checkpoint and not yet in ClickHouse, or not for
@@ -183,11 +208,15 @@ impl Checkpoint {
             record = Record::new(&claim.owner, &claim.stream);
         }
         record.owner.clone_from(&claim.owner);
+        record.restored = match claim.created == claim.stream.created {
+            true => String::new(),
+            false => claim.created.clone(),
+        };
         match write(&store, &claim.key(), &record, revision).await? {
             Ok(revision) => Ok(Some(Self {
                 state: Mutex::new(State {
                     written: Written { record, revision },
-                    confirmed: Instant::now(),
+                    confirmed: Moment::now(),
                 }),
                 store,
                 claim,
@@ -198,6 +227,11 @@ impl Checkpoint {
 
     pub fn stream(&self) -> &StreamId {
         &self.claim.stream
+    }
+
+    /// This instance's name, unlike any other's.
+    pub fn owner(&self) -> &str {
+        &self.claim.owner
     }
 
     /// The record as it stands.
@@ -254,6 +288,12 @@ impl Checkpoint {
         self.confirm_after(self.claim.lease_timeout / 2).await
     }
 
+    /// As [`confirm`](Self::confirm), but not by the clock: before what must not be done
+    /// once another instance has taken over.
+    pub async fn confirm_by_writing(&self) -> Result<(), CheckpointError> {
+        self.confirm_after(Duration::ZERO).await
+    }
+
     /// Keeps the lease while nothing else is written. Ends with an error alone.
     pub async fn keep(&self) -> CheckpointError {
         let beat = self.claim.lease_timeout / 4;
@@ -267,7 +307,7 @@ impl Checkpoint {
 
     async fn confirm_after(&self, age: Duration) -> Result<(), CheckpointError> {
         let mut state = self.state.lock().await;
-        if state.confirmed.elapsed() < age {
+        if state.confirmed.is_younger_than(age) {
             return Ok(());
         }
         self.write(&mut state).await
@@ -287,7 +327,7 @@ impl Checkpoint {
             Err(Conflict) => return Err(self.fenced(&key).await),
         }
         self.claim.writes.inc();
-        state.confirmed = Instant::now();
+        state.confirmed = Moment::now();
         Ok(())
     }
 

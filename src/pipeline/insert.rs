@@ -16,11 +16,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::{info, warn};
 
-use super::checkpoint::{Checkpoint, CheckpointError, InFlight, Part, Recorded, Rows};
+use super::checkpoint::{Checkpoint, CheckpointError, History, InFlight, Part, Recorded, Rows};
 use super::encode::{Encoded, Encoder};
 use super::fault;
 use super::progress::Progress;
-use super::recover::ask;
+use super::recover::{ask, tables};
 use super::tally::Tally;
 use crate::clickhouse::native::{Block, Millis};
 use crate::clickhouse::stored::{self, Origin};
@@ -47,10 +47,8 @@ pub struct Inserter {
 #[must_use = "what is stored is committed, then acknowledged"]
 pub struct Stored {
     pub batch: Encoded,
-    /// Something of it was sent more than once, or may have been.
-    pub repeated: bool,
-    /// Something of it was there before it was sent: nobody knows of the views.
-    pub found: bool,
+    pub in_flight: InFlight,
+    pub history: History,
     /// Its events that are rows now.
     events: Tally,
 }
@@ -85,14 +83,24 @@ enum Outcome {
     Stored,
     /// ClickHouse said that it has the rows, and does not.
     Missing,
+    /// The tables are others than those that may have been inserted into: they do not
+    /// know the token.
+    Exchanged,
     Refused(String),
 }
 
-/// What was seen on the way.
-#[derive(Default)]
-struct Seen {
-    repeated: bool,
-    found: bool,
+/// What came of sending the same bytes, once or again.
+enum Sent {
+    /// Taken: by the first attempt of this run, or by a later one.
+    Taken {
+        again: bool,
+    },
+    Refused {
+        again: bool,
+        error: String,
+    },
+    /// Between two attempts, the tables became others.
+    Exchanged,
 }
 
 impl Inserter {
@@ -117,9 +125,13 @@ impl Inserter {
         } else {
             Step::all(in_flight.parts.clone(), recovered)
         };
-        let mut seen = Seen::default();
+        let mut history = History {
+            repeated: false,
+            looked_for: in_flight.parts.iter().any(|part| part.attempt > 0),
+        };
         while let Some(step) = steps.front() {
-            match self.take(&batch, &in_flight, step, &mut seen).await? {
+            let mut exchanged = false;
+            match self.take(&batch, &in_flight, step, &mut history).await? {
                 Outcome::Stored => {
                     if step.part.rows == Rows::Refused {
                         events.subtract(&self.encoder.tally(&step.sources(&batch)));
@@ -135,12 +147,29 @@ impl Inserter {
                     );
                     parts::again(&mut steps);
                 }
+                Outcome::Exchanged => {
+                    warn!(
+                        batch.first = in_flight.range.first,
+                        batch.last = in_flight.range.last,
+                        "the tables are others than those of an earlier attempt: inserting what they do not hold"
+                    );
+                    exchanged = true;
+                    history.looked_for = true;
+                    in_flight.incarnation.tables = tables(&self.clickhouse, &self.progress).await;
+                    parts::all_again(&mut steps);
+                }
                 Outcome::Refused(error) => parts::split(&mut steps, &batch, error),
             }
             // What is stored is left out: the record stays small.
             in_flight.parts = steps.iter().map(|step| step.part).collect();
             self.checkpoint
-                .change(|record| record.change(&in_flight))
+                .change(|record| {
+                    record.change(&in_flight);
+                    if exchanged {
+                        let tables = &in_flight.incarnation.tables;
+                        record.incarnation.tables.clone_from(tables);
+                    }
+                })
                 .await?;
         }
         info!(
@@ -151,11 +180,10 @@ impl Inserter {
             insert_ms = started.elapsed().as_millis() as u64,
             "batch stored"
         );
-        let Seen { repeated, found } = seen;
         Ok(Stored {
             batch,
-            repeated,
-            found,
+            in_flight,
+            history,
             events,
         })
     }
@@ -166,26 +194,33 @@ impl Inserter {
         batch: &Encoded,
         in_flight: &InFlight,
         step: &Step,
-        seen: &mut Seen,
+        history: &mut History,
     ) -> Result<Outcome, CheckpointError> {
         let Step {
             part, recovered, ..
         } = step;
         let mut selected = step.select(batch);
-        seen.repeated |= *recovered;
+        history.repeated |= *recovered;
+        if *recovered && self.are_exchanged(in_flight).await {
+            return Ok(Outcome::Exchanged);
+        }
         if part.attempt > 0 {
             let all = selected.len();
             self.keep_missing(&mut selected, part).await;
-            seen.found |= selected.len() < all;
+            history.looked_for |= selected.len() < all;
         }
         if selected.is_empty() {
             return Ok(Outcome::Stored);
         }
         let token = in_flight.token(self.checkpoint.stream(), part);
         let block = selected.block(batch, &self.encoder);
-        let (sent_twice, refusal) = self.send(part.rows, &block, &token, in_flight).await?;
-        seen.repeated |= sent_twice;
-        if sent_twice || *recovered || refusal.is_some() {
+        let (again, refusal) = match self.send(part.rows, &block, &token, in_flight).await? {
+            Sent::Taken { again } => (again, None),
+            Sent::Refused { again, error } => (again, Some(error)),
+            Sent::Exchanged => return Ok(Outcome::Exchanged),
+        };
+        history.repeated |= again;
+        if again || *recovered || refusal.is_some() {
             // Also what was refused: an attempt before may have been taken, and not answered.
             self.keep_missing(&mut selected, part).await;
             if !selected.is_empty() {
@@ -204,35 +239,43 @@ impl Inserter {
     }
 
     /// Same bytes, same token, until there is a definite answer: ClickHouse drops
-    /// what it has. Says whether they went out more than once, and the refusal.
+    /// what it has.
     async fn send(
         &self,
         rows: Rows,
         block: &Block,
         token: &str,
         in_flight: &InFlight,
-    ) -> Result<(bool, Option<String>), CheckpointError> {
+    ) -> Result<Sent, CheckpointError> {
         let table = rows.table();
         let mut retry = Retry::new();
         let hold_up = self.progress.hold_up();
-        let mut sent_twice = false;
+        let mut again = false;
         loop {
-            // Whoever was frozen must not go on with what its successor has done.
-            self.checkpoint.confirm().await?;
+            // Whoever was frozen must not go on with what its successor has done. A repeat
+            // may come hours later, when the token is forgotten: no clock is asked then.
+            if again {
+                self.checkpoint.confirm_by_writing().await?;
+                if self.are_exchanged(in_flight).await {
+                    return Ok(Sent::Exchanged);
+                }
+            } else {
+                self.checkpoint.confirm().await?;
+            }
             let started = Instant::now();
             let insert = self.clickhouse.insert(table, block, token);
             let error = match fault::during("during-insert", insert).await {
                 Ok(()) => {
                     let took = started.elapsed().as_secs_f64();
                     self.progress.metrics.insert_duration.observe(took);
-                    return Ok((sent_twice, None));
+                    return Ok(Sent::Taken { again });
                 }
                 Err(InsertError::Refused(error)) if rows == Rows::Events => {
-                    return Ok((sent_twice, Some(error)));
+                    return Ok(Sent::Refused { again, error });
                 }
                 Err(error) => error,
             };
-            sent_twice = true;
+            again = true;
             let unknown = matches!(error, InsertError::Unknown(_));
             self.progress.metrics.insert_failed(unknown);
             if retry.is_news(&error) {
@@ -247,6 +290,14 @@ impl Inserter {
             hold_up.say(format!("insert into {table} fails: {error}"));
             retry.pause().await;
         }
+    }
+
+    /// Whether the tables are others than when the range was recorded: moved, restored
+    /// from a backup, or with another view.
+    async fn are_exchanged(&self, in_flight: &InFlight) -> bool {
+        let before = &in_flight.incarnation.tables;
+        // A record of an older build does not say.
+        !before.is_empty() && *before != tables(&self.clickhouse, &self.progress).await
     }
 
     /// Leaves what ClickHouse does not hold.

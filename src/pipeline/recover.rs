@@ -14,11 +14,12 @@ use clickhouse::error::Error;
 use futures_util::TryFutureExt;
 use tracing::{error, info, warn};
 
-use super::checkpoint::{Checkpoint, CheckpointError, Record};
+use super::checkpoint::{Checkpoint, CheckpointError, Incarnation, Record};
 use super::progress::Progress;
+use super::recount::Recount;
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::client::describe;
-use crate::clickhouse::stored;
+use crate::clickhouse::{reach, stored};
 use crate::nats::{StoredMessageError, StreamId, stored_message};
 use crate::retry;
 
@@ -56,8 +57,15 @@ pub async fn reconcile(
     let last_sequence = stream.cached_info().state.last_sequence;
     let end = record.end().0;
 
+    // What an earlier writer has sent may still come to its end, though the writer is
+    // gone. Only then does ClickHouse say what there is.
+    Recount::new(clickhouse, checkpoint, progress)
+        .clear()
+        .await?;
+    quiet(clickhouse, checkpoint.stream(), progress).await;
+
     let cut_off = lost_tail(jetstream, stream, &record).await?;
-    if let Some(last) = cut_off {
+    if let Some((last, _)) = cut_off {
         error!(
             from = last + 1,
             to = end,
@@ -88,15 +96,15 @@ pub async fn reconcile(
         );
     }
     let check_until = stored.or(cut_off.map(|_| end)).unwrap_or(0);
-    if check_until > 0 {
-        quiet(clickhouse, checkpoint.stream(), progress).await;
-    }
 
-    let process = process(clickhouse, progress).await;
+    let incarnation = Incarnation {
+        process: process(clickhouse, progress).await,
+        tables: tables(clickhouse, progress).await,
+    };
     checkpoint
         .change(|record| {
-            if let Some(last) = cut_off {
-                record.cut_off(last);
+            if let Some((last, stored_at)) = cut_off {
+                record.cut_off(last, stored_at);
             }
             if check_until > 0 {
                 record.raise_generation(now_seconds());
@@ -105,50 +113,43 @@ pub async fn reconcile(
                 // An old record's: their tokens may be forgotten by now.
                 record.in_flight.clear();
             }
-            if record.in_flight.is_empty() {
-                record.clickhouse = process;
-            }
+            // Ranges in flight keep the one under which they were sent.
+            record.incarnation = incarnation;
         })
         .await?;
     Ok(check_until)
 }
 
-/// The last sequence that still is the message that the record speaks of, if the
-/// stream has lost some that came after it.
+/// The last message that the record knows and the stream still has as it was, where that
+/// is not the record's last one: its sequence, and when it was stored.
 ///
-/// JetStream's clock goes forward, so that what took the place of a lost message
-/// was stored later than everything that the record speaks of.
+/// Its time tells a message from another one that took its place. That times rise is not
+/// to be relied on: after a power failure, NATS' clock may be behind.
 async fn lost_tail(
     jetstream: &jetstream::Context,
     stream: &Stream,
     record: &Record,
-) -> Result<Option<u64>, RecoverError> {
+) -> Result<Option<(u64, i64)>, RecoverError> {
     let info = stream.cached_info();
     let (state, name) = (&info.state, &info.config.name);
-    let at_or_after = async |sequence| stored_message(jetstream, name, sequence, ">").await;
     let (end, stored_at) = record.end();
-    if end == 0 || end < state.first_sequence {
+    // What has expired is not looked for, nor what nobody knows the time of.
+    if end < state.first_sequence || (stored_at == 0 && end <= state.last_sequence) {
         return Ok(None);
     }
-    if stored_at == 0 {
-        return Ok((end > state.last_sequence).then_some(state.last_sequence));
-    }
-    if end <= state.last_sequence {
-        match at_or_after(end).await? {
-            Some(message) if message.sequence == end && message.stored_at != stored_at => {}
-            _ => return Ok(None),
+    for (sequence, stored_at) in record.known_messages() {
+        if sequence < state.first_sequence {
+            return Ok(Some((sequence, stored_at)));
+        }
+        let found = match sequence <= state.last_sequence {
+            true => stored_message(jetstream, name, sequence, ">").await?,
+            false => None,
+        };
+        if found.is_some_and(|it| it.sequence == sequence && it.stored_at == stored_at) {
+            return Ok((sequence < end).then_some((sequence, stored_at)));
         }
     }
-    // The first sequence that was stored later is between these two.
-    let (mut low, mut high) = (state.first_sequence, end.min(state.last_sequence) + 1);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        match at_or_after(middle).await? {
-            Some(message) if message.stored_at <= stored_at => low = message.sequence + 1,
-            _ => high = middle,
-        }
-    }
-    Ok(Some(low.saturating_sub(1)))
+    Ok(Some((0, 0)))
 }
 
 /// Waits until no insert of the stream runs: one whose sender is gone may still come to its end.
@@ -184,8 +185,16 @@ async fn last_after(
 
 /// Which ClickHouse process answers.
 pub async fn process(clickhouse: &ClickHouse, progress: &Progress) -> String {
-    ask(progress, "asking ClickHouse since when it is up", || {
+    ask(progress, "asking ClickHouse which process it is", || {
         clickhouse.process()
+    })
+    .await
+}
+
+/// Which tables an insert reaches.
+pub async fn tables(clickhouse: &ClickHouse, progress: &Progress) -> String {
+    ask(progress, "asking ClickHouse which tables it has", || {
+        reach::identity(clickhouse)
     })
     .await
 }

@@ -1,27 +1,23 @@
 //! The writing half: record, insert, commit, acknowledge.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::Client;
-use clickhouse::error::Error;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
-use time::Date;
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{info, warn};
 
 use super::ahead::Encoding;
 use super::checkpoint::Recorded;
 use super::encode::Encoded;
 use super::flow::Flow;
 use super::insert::{Inserter, Stored, what_is_missing};
-use super::recover::{ask, process};
+use super::recount::Recount;
+use super::recover::process;
 use super::{PipelineError, fault};
-use crate::clickhouse::{ClickHouse, views};
 use crate::metrics::Stage;
 
 /// The acknowledgement; a lost one costs nothing.
@@ -138,19 +134,22 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether a view may not hold what it should of a batch: something of it was there
-    /// before, or it was sent more than once and ClickHouse was started again since all
-    /// before it was known to be counted.
+    /// Whether a view may not hold what it should of a batch.
     async fn is_suspect(&self, stored: &Stored) -> bool {
+        let Stored {
+            in_flight, history, ..
+        } = stored;
         let Inserter {
             clickhouse,
-            checkpoint,
             progress,
             ..
         } = &*self.inserter;
-        stored.found
-            || (stored.repeated
-                && checkpoint.record().await.clickhouse != process(clickhouse, progress).await)
+        // Asked after a repeat only.
+        let process = match history.repeated {
+            true => process(clickhouse, progress).await,
+            false => String::new(),
+        };
+        in_flight.may_be_miscounted(*history, &process)
     }
 
     /// Recounts the views' days of `suspects` while nothing is in flight, and builds
@@ -162,33 +161,10 @@ impl Writer {
             progress,
             ..
         } = &*self.inserter;
-        let started = Instant::now();
-        let clickhouse = clickhouse.patient();
-        let clickhouse = &clickhouse;
-        let days: BTreeSet<Date> = suspects
-            .iter()
-            .flat_map(|stored| stored.batch.days.iter().copied())
-            .collect();
-        loop {
-            let before = process(clickhouse, progress).await;
-            let rebuilt = ask(progress, "recounting the views", || {
-                rebuild_what_differs(clickhouse, &days)
-            })
-            .await;
-            // What was swapped in while ClickHouse died may be half done.
-            if before == process(clickhouse, progress).await {
-                info!(
-                    days = days.len(),
-                    rebuilt,
-                    ms = started.elapsed().as_millis() as u64,
-                    "views recounted, since ClickHouse may have lost their rows of an insert"
-                );
-                checkpoint
-                    .change(|record| record.clickhouse = before)
-                    .await?;
-                return Ok(());
-            }
-        }
+        let ranges = suspects.iter().map(|stored| stored.in_flight.range.clone());
+        let ranges: Vec<_> = ranges.collect();
+        let recount = Recount::new(clickhouse, checkpoint, progress);
+        Ok(recount.of_ranges(&ranges).await?)
     }
 }
 
@@ -198,22 +174,4 @@ async fn encoded(next: &mut Option<Encoding>) -> Option<Result<Encoded, JoinErro
         Some(encoding) => Some(encoding.await.flatten()),
         None => None,
     }
-}
-
-/// Returns how many days of views were built again.
-async fn rebuild_what_differs(
-    clickhouse: &ClickHouse,
-    days: &BTreeSet<Date>,
-) -> Result<u32, Error> {
-    let mut rebuilt = 0;
-    for view in views::of_events(clickhouse).await?.by_day {
-        for day in days {
-            if !view.is_exact(clickhouse, *day).await? {
-                warn!(view = view.name, %day, "a view differs from the events: building the day again");
-                view.rebuild(clickhouse, *day).await?;
-                rebuilt += 1;
-            }
-        }
-    }
-    Ok(rebuilt)
 }

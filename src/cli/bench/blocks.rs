@@ -17,7 +17,7 @@ use crate::clickhouse::native::Block;
 use crate::config::Config;
 use crate::nats::StreamId;
 use crate::pipeline::batch::{Batch, Batcher, Flush, Limits};
-use crate::pipeline::checkpoint::InFlight;
+use crate::pipeline::checkpoint::{InFlight, Incarnation};
 use crate::pipeline::decode::Decoder;
 use crate::pipeline::encode::Encoder;
 use crate::pipeline::insert::whole;
@@ -85,6 +85,7 @@ impl Cutter {
             bail!("sample events became dead letters, which is a fault of this program");
         };
         let in_flight = InFlight {
+            incarnation: Incarnation::default(),
             range: encoded.range,
             generation: 0,
             parts: Vec::new(),

@@ -41,7 +41,7 @@ pub async fn in_stream(
     let id = StreamId::of(stream);
     let consumer = &messaging.jetstream.consumer_name;
     let committed = match checkpoint::peek(jetstream, &id.name, consumer).await? {
-        Some(record) if record.stream_created == id.created => record.committed,
+        Some(record) if record.identity_of(&id).is_some() => record.committed,
         _ => 0,
     };
     let not_stored = OrderedConfig {

@@ -11,7 +11,8 @@ use super::letter::{self, Letter, Order};
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::native::Millis;
 use crate::config::{Config, Messaging};
-use crate::nats::{self, StreamId};
+use crate::nats;
+use crate::pipeline::checkpoint;
 
 #[derive(clap::Args)]
 pub struct Filters {
@@ -177,7 +178,9 @@ async fn current_stream(messaging: &Messaging) -> Result<String> {
                 "stream `{name}` does not exist: name the letter in full, as `list --json` does"
             )
         })?;
-    Ok(StreamId::of(&stream).to_string())
+    let consumer = &messaging.jetstream.consumer_name;
+    let identity = checkpoint::identity(&jetstream, &stream, consumer).await?;
+    Ok(identity.to_string())
 }
 
 fn since(text: &str) -> Result<Millis, String> {

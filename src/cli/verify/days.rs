@@ -1,5 +1,6 @@
 //! Each day's events, and the views of that day.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -71,30 +72,26 @@ pub async fn compare(
     Ok(days)
 }
 
-async fn days_with_rows(clickhouse: &ClickHouse, views: &[View], span: Span) -> Result<Vec<Date>> {
+async fn days_with_rows(
+    clickhouse: &ClickHouse,
+    views: &[View],
+    span: Span,
+) -> Result<BTreeSet<Date>> {
     #[derive(Row, Deserialize)]
     struct Found {
-        text: String,
+        day: String,
     }
-    let mut sources = vec!["SELECT toDate(server_ts) AS day FROM analytics_events".to_owned()];
-    sources.extend(views.iter().map(View::days));
-    let found: Vec<Found> = clickhouse
-        .rows(
-            &format!(
-                "SELECT DISTINCT toString(day) AS text FROM ({})
-                 WHERE day BETWEEN {{first:Date}} AND {{last:Date}} ORDER BY text",
-                sources.join(" UNION ALL ")
-            ),
-            &[
-                ("first", &span.first.to_string()),
-                ("last", &span.last.to_string()),
-            ],
-        )
-        .await?;
-    found
+    let sql = "SELECT DISTINCT toString(toDate(server_ts)) AS day FROM analytics_events";
+    let found: Vec<Found> = clickhouse.rows(sql, &[]).await?;
+    let of_events = found
         .iter()
-        .map(|found| super::day(&found.text).map_err(anyhow::Error::msg))
-        .collect()
+        .map(|found| super::day(&found.day).map_err(anyhow::Error::msg));
+    let mut days: BTreeSet<Date> = of_events.collect::<Result<_>>()?;
+    for view in views {
+        days.extend(view.held_days(clickhouse).await?);
+    }
+    days.retain(|day| (span.first..=span.last).contains(day));
+    Ok(days)
 }
 
 async fn count(clickhouse: &ClickHouse, day: Date) -> Result<(u64, u64)> {

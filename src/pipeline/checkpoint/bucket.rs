@@ -5,7 +5,7 @@ use async_nats::jetstream::kv::{self, CreateErrorKind, Entry, Operation, Store, 
 use async_nats::jetstream::stream::{StorageType, Stream};
 
 use super::{CheckpointError, Record, Written};
-use crate::nats;
+use crate::nats::{self, StreamId};
 
 /// The bucket; a record's key is stream and consumer.
 pub const NAME: &str = "analytics-checkpoints";
@@ -63,6 +63,19 @@ pub async fn peek(
     remembers(&store)?;
     let found = read(&store, &key(stream, consumer)).await?;
     Ok(found.map(|found| found.record))
+}
+
+/// The identity under which the stream's messages are stored, as far as the record of this
+/// consumer knows.
+pub async fn identity(
+    jetstream: &jetstream::Context,
+    stream: &Stream,
+    consumer: &str,
+) -> Result<StreamId, CheckpointError> {
+    let current = StreamId::of(stream);
+    let record = peek(jetstream, &current.name, consumer).await?;
+    let known = record.and_then(|record| record.identity_of(&current));
+    Ok(known.unwrap_or(current))
 }
 
 /// The bucket as the stream that it is; `None` where it is missing.

@@ -1,7 +1,8 @@
-//! The delivery protocol as a model: the real record, a bucket that compares and
-//! sets, a ClickHouse that drops known tokens, and any order of events.
+//! The delivery protocol as a model: the real record, a bucket that compares and sets, a
+//! ClickHouse that drops known tokens and loses rows when it is killed, a view of its
+//! table, and any order of events.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use proptest::prelude::*;
 
@@ -18,6 +19,9 @@ fn stream() -> StreamId {
     }
 }
 
+/// How often each sequence is stored.
+type Counts = BTreeMap<u64, u32>;
+
 /// An insert as it goes over the network: it may arrive late, and more than once.
 #[derive(Debug, Clone, PartialEq)]
 struct Insert {
@@ -25,14 +29,14 @@ struct Insert {
     sequences: Vec<u64>,
 }
 
+/// A table that rows are inserted into, or that a view fills.
 #[derive(Default)]
-struct ClickHouse {
+struct Table {
     tokens: HashSet<String>,
-    /// How often each sequence is stored.
-    rows: BTreeMap<u64, u32>,
+    rows: Counts,
 }
 
-impl ClickHouse {
+impl Table {
     fn take(&mut self, insert: &Insert) {
         if self.tokens.insert(insert.token.clone()) {
             for sequence in &insert.sequences {
@@ -41,10 +45,60 @@ impl ClickHouse {
         }
     }
 
-    /// Killed between the token and the rows: nobody is told that it worked.
-    fn take_and_die(&mut self, insert: &Insert) {
-        self.tokens.insert(insert.token.clone());
+    /// Killed before the token, between the token and the rows, or after both.
+    fn take_and_die(&mut self, insert: &Insert, how_far: u8) {
+        match how_far % 3 {
+            0 => {}
+            1 => drop(self.tokens.insert(insert.token.clone())),
+            _ => self.take(insert),
+        }
     }
+}
+
+#[derive(Default)]
+struct ClickHouse {
+    /// Which process it is, counted.
+    process: u32,
+    events: Table,
+    view: Table,
+    /// The tables beside the view that are there.
+    beside: BTreeSet<u32>,
+}
+
+impl ClickHouse {
+    fn take(&mut self, insert: &Insert) {
+        self.events.take(insert);
+        self.view.take(insert);
+    }
+
+    /// Nobody is told that it worked.
+    fn take_and_die(&mut self, insert: &Insert, how_far: u8) {
+        self.events.take_and_die(insert, how_far);
+        self.view.take_and_die(insert, how_far / 3);
+        self.process += 1;
+    }
+
+    /// The target keeps its tokens. Fails where the table beside is gone.
+    fn swap(&mut self, swap: &Swap) -> bool {
+        let is_there = self.beside.remove(&swap.beside);
+        if is_there {
+            self.view.rows.clone_from(&swap.rows);
+        }
+        is_there
+    }
+
+    fn process(&self) -> String {
+        format!("process {}", self.process)
+    }
+}
+
+/// The view built again beside itself, from the events of a moment.
+#[derive(Debug, Clone)]
+struct Swap {
+    beside: u32,
+    rows: Counts,
+    /// The process of when the recount began.
+    process: String,
 }
 
 /// A range of an instance's, on its way.
@@ -52,17 +106,44 @@ impl ClickHouse {
 struct OnItsWay {
     in_flight: InFlight,
     part: Part,
-    /// It was sent, perhaps by another instance.
+    history: History,
+    /// This instance has begun with it.
+    begun: bool,
+    /// It was sent under this token, perhaps by another instance.
     sent: bool,
     /// ClickHouse has it, for all that is known.
     stored: bool,
+}
+
+impl OnItsWay {
+    fn new(in_flight: InFlight, recovered: bool) -> Self {
+        Self {
+            part: in_flight
+                .parts
+                .first()
+                .copied()
+                .unwrap_or(whole(&in_flight.range)),
+            history: History {
+                repeated: recovered,
+                looked_for: in_flight.parts.iter().any(|part| part.attempt > 0),
+            },
+            in_flight,
+            begun: !recovered,
+            sent: recovered,
+            stored: false,
+        }
+    }
 }
 
 /// An instance that believes to own the record.
 #[derive(Debug, Clone)]
 struct Instance {
     written: Written,
+    /// It has cleared what others left, and knows which ClickHouse answers.
+    ready: bool,
     on_its_way: Vec<OnItsWay>,
+    /// A rebuild that is to be swapped in.
+    rebuild: Option<Swap>,
 }
 
 #[derive(Default)]
@@ -70,8 +151,11 @@ struct World {
     bucket: Option<Written>,
     clickhouse: ClickHouse,
     instances: Vec<Instance>,
-    /// Inserts of the dead and the frozen.
+    /// What the dead and the frozen have sent, until the next writer has waited for it.
     late: Vec<Insert>,
+    /// Swaps that come late, at any time.
+    late_swaps: Vec<Swap>,
+    rebuilds: u32,
 }
 
 fn whole(range: &Range) -> Part {
@@ -94,20 +178,33 @@ impl World {
             revision: revision + 1,
         };
         self.bucket = Some(written.clone());
-        let recovered = |in_flight: &InFlight| OnItsWay {
-            part: in_flight
-                .parts
-                .first()
-                .copied()
-                .unwrap_or(whole(&in_flight.range)),
-            in_flight: in_flight.clone(),
-            sent: true,
-            stored: false,
-        };
         self.instances.push(Instance {
-            on_its_way: written.record.in_flight.iter().map(recovered).collect(),
+            on_its_way: Vec::new(),
             written,
+            ready: false,
+            rebuild: None,
         });
+    }
+
+    /// Clears what rebuilds have left, waits for inserts that run, and begins with what was
+    /// recorded.
+    fn reconcile(&mut self, instance: usize) {
+        // Before a table is dropped, the record is confirmed by a write.
+        if !self.write(instance) {
+            return;
+        }
+        self.clickhouse.beside.clear();
+        for late in std::mem::take(&mut self.late) {
+            self.clickhouse.take(&late);
+        }
+        let process = self.clickhouse.process();
+        self.instances[instance].written.record.incarnation.process = process;
+        if self.write(instance) {
+            let instance = &mut self.instances[instance];
+            let in_flight = instance.written.record.in_flight.iter().cloned();
+            instance.on_its_way = in_flight.map(|it| OnItsWay::new(it, true)).collect();
+            instance.ready = true;
+        }
     }
 
     /// Compare-and-set; an instance that fails it is done, but for its inserts.
@@ -123,18 +220,31 @@ impl World {
         true
     }
 
+    /// Its inserts may still come. A frozen instance that has looked at the record just
+    /// before it froze is the same as one that is dead.
     fn crash(&mut self, instance: usize) {
         let instance = self.instances.remove(instance);
-        for on_its_way in &instance.on_its_way {
+        for on_its_way in instance.on_its_way.iter().filter(|it| it.begun) {
             let insert = self.insert(on_its_way);
             self.late.push(insert);
         }
+        self.late_swaps.extend(instance.rebuild);
     }
 
     fn begin(&mut self, instance: usize, length: u64) {
-        let record = &mut self.instances[instance].written.record;
-        let first = record.end().0 + 1;
-        if first > MESSAGES || record.in_flight.len() > 2 {
+        let Instance {
+            written,
+            on_its_way,
+            rebuild: None,
+            ready: true,
+        } = &self.instances[instance]
+        else {
+            return;
+        };
+        let first = written.record.end().0 + 1;
+        // The stream has what was recorded before what is new.
+        let is_due = on_its_way.len() < 3 && on_its_way.iter().all(|it| it.begun);
+        if first > MESSAGES || !is_due || self.has_suspects(instance) {
             return;
         }
         let last = (first + length).min(MESSAGES);
@@ -144,24 +254,31 @@ impl World {
             first_stored_at: first as i64,
             last_stored_at: last as i64,
         };
+        let record = &mut self.instances[instance].written.record;
         let (in_flight, recovered) = record.begin(&range, Vec::new());
         assert!(!recovered);
         if self.write(instance) {
-            self.instances[instance].on_its_way.push(OnItsWay {
-                part: whole(&range),
-                in_flight,
-                sent: false,
-                stored: false,
-            });
+            let begun = OnItsWay::new(in_flight, false);
+            self.instances[instance].on_its_way.push(begun);
         }
+    }
+
+    /// Whether something is stored that has to be recounted: nothing new is begun then.
+    fn has_suspects(&self, instance: usize) -> bool {
+        let process = self.clickhouse.process();
+        self.instances[instance]
+            .on_its_way
+            .iter()
+            .any(|it| it.stored && it.in_flight.may_be_miscounted(it.history, &process))
     }
 
     fn insert(&self, on_its_way: &OnItsWay) -> Insert {
         let OnItsWay {
             in_flight, part, ..
         } = on_its_way;
+        let held = &self.clickhouse.events.rows;
         let sequences = (part.first.0..=part.last.0)
-            .filter(|sequence| part.attempt == 0 || !self.clickhouse.rows.contains_key(sequence));
+            .filter(|sequence| part.attempt == 0 || !held.contains_key(sequence));
         Insert {
             token: in_flight.token(&stream(), part),
             sequences: sequences.collect(),
@@ -169,57 +286,142 @@ impl World {
     }
 
     /// Sends the first range that is not stored yet, until ClickHouse says that it
-    /// has it; counts what was sent before.
-    fn send(&mut self, instance: usize, dies: bool) {
-        let on_its_way = &self.instances[instance].on_its_way;
+    /// has it; counts what was sent before. `dies` says how far an insert comes in which
+    /// ClickHouse is killed.
+    fn send(&mut self, instance: usize, dies: Option<u8>) {
+        let Instance {
+            on_its_way,
+            rebuild: None,
+            ready: true,
+            ..
+        } = &self.instances[instance]
+        else {
+            return;
+        };
         let Some(next) = on_its_way.iter().position(|range| !range.stored) else {
             return;
         };
-        let range = on_its_way[next].clone();
+        if !on_its_way[next].begun && self.has_suspects(instance) {
+            return;
+        }
+        // Before every repeat the record is confirmed by a write.
+        if on_its_way[next].sent && !self.write(instance) {
+            return;
+        }
+        self.instances[instance].on_its_way[next].begun = true;
+        let range = self.instances[instance].on_its_way[next].clone();
         let insert = self.insert(&range);
-        if dies {
-            self.clickhouse.take_and_die(&insert);
-            self.instances[instance].on_its_way[next].sent = true;
+        let held = |clickhouse: &ClickHouse| {
+            let rows = &clickhouse.events.rows;
+            (range.part.first.0..=range.part.last.0).all(|it| rows.contains_key(&it))
+        };
+        let sent = &mut self.instances[instance].on_its_way[next];
+        if let Some(how_far) = dies {
+            self.clickhouse.take_and_die(&insert, how_far);
+            sent.history.repeated |= sent.sent;
+            sent.sent = true;
+            return;
+        }
+        sent.history.repeated |= sent.sent;
+        // What is there already is not sent.
+        if range.part.attempt > 0 && insert.sequences.is_empty() {
+            sent.history.looked_for = true;
+            sent.stored = true;
             return;
         }
         self.clickhouse.take(&insert);
-        let OnItsWay {
-            mut in_flight,
-            part,
-            sent,
-            ..
-        } = range;
-        let held = |sequence| self.clickhouse.rows.contains_key(&sequence);
-        if !sent || (part.first.0..=part.last.0).all(held) {
-            self.instances[instance].on_its_way[next].stored = true;
+        if !range.sent || held(&self.clickhouse) {
+            sent.stored = true;
             return;
         }
-        let part = Part {
-            attempt: part.attempt + 1,
-            ..part
-        };
-        in_flight.parts = vec![part];
-        self.instances[instance].written.record.change(&in_flight);
+        // Not before the record says so.
+        let mut again = sent.clone();
+        again.part.attempt += 1;
+        again.in_flight.parts = vec![again.part];
+        again.sent = false;
+        let record = &mut self.instances[instance].written.record;
+        record.change(&again.in_flight);
         if self.write(instance) {
-            self.instances[instance].on_its_way[next] = OnItsWay {
-                in_flight,
-                part,
-                sent: false,
-                stored: false,
-            };
+            self.instances[instance].on_its_way[next] = again;
         }
     }
 
-    fn commit(&mut self, instance: usize) {
+    /// Commits what is stored and first in order; a suspect after a recount alone.
+    fn commit(&mut self, instance: usize, freezes: bool) {
+        if self.instances[instance].rebuild.is_some() {
+            return self.swap(instance, freezes);
+        }
+        let on_its_way = &self.instances[instance].on_its_way;
+        let process = self.clickhouse.process();
+        match on_its_way.first() {
+            Some(first) if first.stored => {
+                if first.in_flight.may_be_miscounted(first.history, &process) {
+                    return self.recount(instance);
+                }
+            }
+            _ => return,
+        }
+        let range = on_its_way[0].in_flight.range.clone();
+        self.instances[instance].written.record.retire(&range);
+        if self.write(instance) {
+            self.instances[instance].on_its_way.remove(0);
+        }
+    }
+
+    /// Begins to build the view again where it differs, once nothing is in flight.
+    fn recount(&mut self, instance: usize) {
+        let mut begun = self.instances[instance].on_its_way.iter();
+        if begun.any(|it| it.begun && !it.stored) {
+            return;
+        }
+        if !self.write(instance) {
+            return;
+        }
+        self.rebuilds += 1;
+        self.clickhouse.beside.insert(self.rebuilds);
+        self.instances[instance].rebuild = Some(Swap {
+            beside: self.rebuilds,
+            rows: self.clickhouse.events.rows.clone(),
+            process: self.clickhouse.process(),
+        });
+    }
+
+    /// Swaps the view in, and takes what is stored for counted. An instance that freezes
+    /// has looked at the record, and sends the swap when it goes on.
+    fn swap(&mut self, instance: usize, freezes: bool) {
         let Instance {
             written,
             on_its_way,
+            ..
         } = &mut self.instances[instance];
-        if !on_its_way.first().is_some_and(|range| range.stored) {
+        written.record.recount_in_flight();
+        for (on_its_way, recorded) in on_its_way.iter_mut().zip(&written.record.in_flight) {
+            on_its_way.in_flight.clone_from(recorded);
+        }
+        if !self.write(instance) {
             return;
         }
-        let range = on_its_way.remove(0).in_flight.range;
-        written.record.retire(&range);
+        if freezes {
+            return self.crash(instance);
+        }
+        let Some(swap) = self.instances[instance].rebuild.take() else {
+            return;
+        };
+        let swapped = self.clickhouse.swap(&swap);
+        self.clickhouse.beside.clear();
+        if !swapped || swap.process != self.clickhouse.process() {
+            return;
+        }
+        let Instance {
+            written,
+            on_its_way,
+            ..
+        } = &mut self.instances[instance];
+        written.record.incarnation.process = swap.process;
+        while on_its_way.first().is_some_and(|first| first.stored) {
+            let counted = on_its_way.remove(0);
+            written.record.retire(&counted.in_flight.range);
+        }
         self.write(instance);
     }
 
@@ -228,6 +430,9 @@ impl World {
             return self.take_over(usize::from(choice));
         }
         let instance = usize::from(choice) % self.instances.len();
+        if !self.instances[instance].ready {
+            return self.reconcile(instance);
+        }
         match step {
             1 => self.crash(instance),
             2 if !self.late.is_empty() => {
@@ -235,10 +440,15 @@ impl World {
                 let insert = self.late[late].clone();
                 self.clickhouse.take(&insert);
             }
-            3 => self.send(instance, true),
+            3 => self.send(instance, Some(choice / 4)),
             4 | 5 => self.begin(instance, u64::from(choice % 4)),
-            6 | 7 => self.send(instance, false),
-            _ => self.commit(instance),
+            6 | 7 => self.send(instance, None),
+            8 if !self.late_swaps.is_empty() => {
+                let late = usize::from(choice) % self.late_swaps.len();
+                let swap = self.late_swaps.remove(late);
+                self.clickhouse.swap(&swap);
+            }
+            _ => self.commit(instance, choice % 4 == 0),
         }
     }
 
@@ -246,30 +456,36 @@ impl World {
     fn finish(&mut self) {
         self.take_over(0);
         let last = self.instances.len() - 1;
-        for _ in 0..MESSAGES * 4 {
-            self.send(last, false);
-            self.commit(last);
+        self.reconcile(last);
+        for _ in 0..MESSAGES * 8 {
+            self.send(last, None);
+            self.commit(last, false);
             self.begin(last, 1);
         }
         for late in std::mem::take(&mut self.late) {
             self.clickhouse.take(&late);
         }
+        for late in std::mem::take(&mut self.late_swaps) {
+            self.clickhouse.swap(&late);
+        }
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    // More where PROPTEST_CASES asks for them.
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(2000)))]
 
     #[test]
-    fn whatever_happens_in_whatever_order_each_message_is_stored_once(
-        steps in proptest::collection::vec((0u8..10, any::<u8>()), 0..120),
+    fn whatever_happens_in_whatever_order_each_message_counts_once(
+        steps in proptest::collection::vec((0u8..12, any::<u8>()), 0..160),
     ) {
         let mut world = World::default();
         for (step, choice) in steps {
             world.step(step, choice);
         }
         world.finish();
-        let once: BTreeMap<u64, u32> = (1..=MESSAGES).map(|sequence| (sequence, 1)).collect();
-        prop_assert_eq!(world.clickhouse.rows, once);
+        let once: Counts = (1..=MESSAGES).map(|sequence| (sequence, 1)).collect();
+        prop_assert_eq!(&world.clickhouse.events.rows, &once);
+        prop_assert_eq!(&world.clickhouse.view.rows, &once);
     }
 }

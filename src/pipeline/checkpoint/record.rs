@@ -57,14 +57,29 @@ pub struct Part {
     pub attempt: u32,
 }
 
+/// Which ClickHouse it was that a range was sent to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incarnation {
+    /// The process. One that was killed in the middle of an insert may know a token
+    /// whose rows it lost, from the table or from a view alone.
+    #[serde(default, rename = "clickhouse")]
+    pub process: String,
+    /// The tables that an insert reaches, by their uuids. Others know no token of these.
+    #[serde(default)]
+    pub tables: String,
+}
+
 /// A range that may have been inserted, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InFlight {
     #[serde(flatten)]
     pub range: Range,
-    /// Stands in its tokens.
+    /// Is part of its tokens.
     #[serde(default)]
     pub generation: u32,
+    /// The ClickHouse of when it was recorded: it has been sent to no earlier one.
+    #[serde(flatten)]
+    pub incarnation: Incarnation,
     /// In the order in which they are inserted. Empty: the range as a whole,
     /// which is how nearly every range goes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -96,6 +111,22 @@ impl InFlight {
             _ => format!("{range}/{first}.{first_index}-{last}.{last_index}/{attempt}"),
         }
     }
+
+    /// Whether a view may hold something else of the range than the table does, once the
+    /// table has all of it: `process` is the ClickHouse process that answered last.
+    pub fn may_be_miscounted(&self, history: History, process: &str) -> bool {
+        history.looked_for || (history.repeated && self.incarnation.process != process)
+    }
+}
+
+/// What is known of how a range got into ClickHouse.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct History {
+    /// Something of it was sent more than once, or may have been.
+    pub repeated: bool,
+    /// It was looked for before it was sent, since it may have been there under a token
+    /// that nobody knows any more, or something of it was found.
+    pub looked_for: bool,
 }
 
 /// What stands in the bucket, as JSON.
@@ -116,11 +147,19 @@ pub struct Record {
     pub committed_stored_at: i64,
     /// Ranges that may have been inserted, in order.
     pub in_flight: Vec<InFlight>,
-    /// The ClickHouse process that was up when everything up to `committed` was
-    /// known to be in every view. One that was started since may have lost
-    /// views' rows of the ranges in flight.
+    /// The ClickHouse that ranges to come are sent to.
+    #[serde(flatten)]
+    pub incarnation: Incarnation,
+    /// Some of what was committed before, each a sequence and when its message was
+    /// stored: the further back, the fewer. Where the stream has lost its tail, the last
+    /// of them that is still in it says up to where all is as it was.
     #[serde(default)]
-    pub clickhouse: String,
+    pub landmarks: Vec<(u64, i64)>,
+    /// The creation time that NATS gives for the stream, where it is not
+    /// `stream_created`: a stream that was restored keeps the identity under which its
+    /// messages are stored.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub restored: String,
 }
 
 impl Record {
@@ -132,8 +171,20 @@ impl Record {
             committed: 0,
             committed_stored_at: 0,
             in_flight: Vec::new(),
-            clickhouse: String::new(),
+            incarnation: Incarnation::default(),
+            landmarks: Vec::new(),
+            restored: String::new(),
         }
+    }
+
+    /// The identity under which the messages of `stream` are stored, `None` where the
+    /// record is of another stream of that name.
+    pub fn identity_of(&self, stream: &StreamId) -> Option<StreamId> {
+        let is_known = [&self.stream_created, &self.restored].contains(&&stream.created);
+        is_known.then(|| StreamId {
+            name: stream.name.clone(),
+            created: self.stream_created.clone(),
+        })
     }
 
     /// The last sequence that the record speaks of, and when it was stored.
@@ -154,6 +205,7 @@ impl Record {
         let in_flight = InFlight {
             range: range.clone(),
             generation: self.generation,
+            incarnation: self.incarnation.clone(),
             parts,
         };
         self.in_flight.push(in_flight.clone());
@@ -166,6 +218,16 @@ impl Record {
             if in_flight.range == changed.range {
                 in_flight.clone_from(changed);
             }
+        }
+    }
+
+    /// A day of a view is about to be swapped in that was built a moment ago. An instance
+    /// that was replaced may have inserted one of these ranges in between, as far as its
+    /// last insert came late: its rows are not in that day, and the view knows the token.
+    /// So each of them is counted once more when it is stored.
+    pub fn recount_in_flight(&mut self) {
+        for in_flight in &mut self.in_flight {
+            in_flight.incarnation.process.clear();
         }
     }
 
@@ -182,17 +244,45 @@ impl Record {
         self.in_flight.retain(|other| other.range != *range);
         self.committed = range.last;
         self.committed_stored_at = range.last_stored_at;
+        self.landmarks.push((range.last, range.last_stored_at));
+        self.thin_out_landmarks();
     }
 
-    /// The stream has lost everything after `last`, and gives those sequences to
-    /// other messages: nothing is known of what stands there.
-    pub fn cut_off(&mut self, last: u64) {
+    /// Leaves landmarks whose distances from the last one grow, so that there are some
+    /// dozen of them however long the stream is.
+    fn thin_out_landmarks(&mut self) {
+        let mut index = self.landmarks.len().saturating_sub(2);
+        while index > 0 {
+            let distance = |of: usize| self.committed.saturating_sub(self.landmarks[of].0);
+            if distance(index - 1) <= 4 * distance(index + 1) {
+                self.landmarks.remove(index);
+            }
+            index -= 1;
+        }
+    }
+
+    /// The messages that the record knows, each by its sequence and when it was stored,
+    /// the last one first. Everything up to any of them was as it is now when it was read.
+    pub fn known_messages(&self) -> impl Iterator<Item = (u64, i64)> {
+        let in_flight = self.in_flight.iter().rev();
+        let in_flight = in_flight.map(|in_flight| &in_flight.range);
+        in_flight
+            .map(|range| (range.last, range.last_stored_at))
+            .chain([(self.committed, self.committed_stored_at)])
+            .chain(self.landmarks.iter().rev().copied())
+            .filter(|(_, stored_at)| *stored_at != 0)
+    }
+
+    /// Forgets everything after the sequence `last`, whose message was stored at
+    /// `stored_at`, or 0 where that is not known: the stream may give those sequences to
+    /// other messages, or what they stand for is to be read again.
+    pub fn cut_off(&mut self, last: u64, stored_at: i64) {
         if self.committed > last {
             self.committed = last;
-            // Not known, and never asked for a sequence that is not the end.
-            self.committed_stored_at = 0;
+            self.committed_stored_at = stored_at;
         }
         self.in_flight.retain(|range| range.range.last <= last);
+        self.landmarks.retain(|(sequence, _)| *sequence <= last);
     }
 
     /// No token of before may be met again.

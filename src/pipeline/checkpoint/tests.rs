@@ -72,12 +72,12 @@ fn a_recovered_range_is_inserted_as_it_was_recorded_last() {
 fn after_a_lost_tail_the_next_messages_are_not_taken_for_stored_ones() {
     let mut record = record(15, &[range(16, 19), range(20, 29)]);
     assert_eq!(record.end(), (29, 290));
-    record.cut_off(19);
+    record.cut_off(19, 190);
     assert_eq!(
         (record.committed, ranges(&record)),
         (15, vec![range(16, 19)])
     );
-    record.cut_off(12);
+    record.cut_off(12, 120);
     assert_eq!((record.committed, record.in_flight.len()), (12, 0));
 }
 

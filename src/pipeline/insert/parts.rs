@@ -127,6 +127,14 @@ pub fn again(steps: &mut VecDeque<Step>) {
     }
 }
 
+/// As [`again`], for every step: none of their tokens is known any more.
+pub fn all_again(steps: &mut VecDeque<Step>) {
+    for _ in 0..steps.len() {
+        again(steps);
+        steps.rotate_left(1);
+    }
+}
+
 /// The first step, which ClickHouse refused, becomes its halves, or a dead letter
 /// when it is one row. They are counted before they are sent: something of them may
 /// be stored after all.

@@ -1,0 +1,74 @@
+//! Which stream it is: the identity under which its messages are stored.
+//!
+//! A stream that was deleted and made again is another one, which its creation time
+//! tells. But one that was restored from a backup may have another creation time, too:
+//! in a cluster, and wherever it was copied. Its messages are the old ones, each under
+//! its sequence and with the time at which it was stored first, and what ClickHouse holds
+//! of them would be stored once more. So a creation time that nobody knows is held
+//! against the rows of earlier streams of that name.
+
+use async_nats::jetstream;
+use async_nats::jetstream::stream::Stream;
+use tracing::warn;
+
+use super::checkpoint::Record;
+use super::progress::Progress;
+use super::recover::ask;
+use crate::clickhouse::ClickHouse;
+use crate::clickhouse::stored::{self, Witness};
+use crate::nats::{StoredMessageError, StreamId, stored_message};
+
+/// The identity of `stream`: that of the record, if it knows the creation time; that of an
+/// earlier stream, if this one holds a message of it; otherwise one of its own.
+pub async fn of(
+    jetstream: &jetstream::Context,
+    stream: &Stream,
+    record: Option<&Record>,
+    clickhouse: &ClickHouse,
+    progress: &Progress,
+) -> Result<StreamId, StoredMessageError> {
+    let current = StreamId::of(stream);
+    if let Some(known) = record.and_then(|record| record.identity_of(&current)) {
+        return Ok(known);
+    }
+    let state = &stream.cached_info().state;
+    let witnesses = ask(
+        progress,
+        "asking ClickHouse for rows of earlier streams",
+        || {
+            let name = &current.name;
+            stored::witnesses(clickhouse, name, state.first_sequence, state.last_sequence)
+        },
+    )
+    .await;
+    // Rows under the current creation time are no doubt this stream's.
+    let own = current.to_string();
+    if witnesses.iter().any(|witness| witness.stream == own) {
+        return Ok(current);
+    }
+    for Witness {
+        stream: earlier,
+        stream_seq,
+        received_at,
+    } in witnesses
+    {
+        let found = stored_message(jetstream, &current.name, stream_seq, ">").await?;
+        let is_same = found.is_some_and(|message| {
+            let milliseconds = message.stored_at.div_euclid(1_000_000);
+            message.sequence == stream_seq && milliseconds == received_at
+        });
+        if is_same && let Some((_, created)) = earlier.split_once('@') {
+            warn!(
+                stream = own,
+                earlier,
+                "the stream was restored, and holds messages that are stored under its earlier \
+                 creation time: going on under that"
+            );
+            return Ok(StreamId {
+                created: created.to_owned(),
+                ..current
+            });
+        }
+    }
+    Ok(current)
+}
