@@ -37,19 +37,35 @@ pub async fn origins(
     first: u64,
     last: u64,
 ) -> Result<Vec<Origin>, Error> {
+    origins_in(clickhouse, table, stream, &[first..=last]).await
+}
+
+/// The rows of `table` with sequences in these runs, some hundred at most: they stand in the
+/// statement.
+pub async fn origins_in(
+    clickhouse: &ClickHouse,
+    table: &str,
+    stream: &str,
+    runs: &[RangeInclusive<u64>],
+) -> Result<Vec<Origin>, Error> {
+    let is_in_runs = is_in(runs);
     clickhouse
         .rows(
             &format!(
                 "SELECT stream_seq, batch_index, toUnixTimestamp64Milli(received_at) AS received_at FROM {table}
-                 WHERE stream = {{stream:String}} AND stream_seq BETWEEN {{first:UInt64}} AND {{last:UInt64}}"
+                 WHERE stream = {{stream:String}} AND ({is_in_runs})"
             ),
-            &[
-                ("stream", stream),
-                ("first", &first.to_string()),
-                ("last", &last.to_string()),
-            ],
+            &[("stream", stream)],
         )
         .await
+}
+
+/// The condition that a row's sequence is in one of these runs.
+fn is_in(runs: &[RangeInclusive<u64>]) -> String {
+    let runs = runs
+        .iter()
+        .map(|run| format!("stream_seq BETWEEN {} AND {}", run.start(), run.end()));
+    runs.collect::<Vec<_>>().join(" OR ")
 }
 
 /// The last sequence after `sequence` that is stored, as an event or a dead letter.
@@ -129,11 +145,8 @@ async fn sequences_in(
     stream: &str,
     gaps: &[RangeInclusive<u64>],
 ) -> Result<u64, Error> {
-    let gaps = gaps
-        .iter()
-        .map(|gap| format!("stream_seq BETWEEN {} AND {}", gap.start(), gap.end()));
-    let gaps = gaps.collect::<Vec<_>>().join(" OR ");
-    let which = format!("stream = {{stream:String}} AND ({gaps})");
+    let is_in_gaps = is_in(gaps);
+    let which = format!("stream = {{stream:String}} AND ({is_in_gaps})");
     count(
         clickhouse,
         &format!(
