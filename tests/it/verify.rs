@@ -54,7 +54,7 @@ async fn a_part_that_clickhouse_lost_is_found_and_filled_also_where_its_token_is
         .await
         .unwrap();
     let parts = world
-        .rows("SELECT if(table = 'analytics_events', min(path), max(path)) AS path FROM system.parts WHERE active AND database = currentDatabase() AND table IN ('analytics_events', 'session_totals') GROUP BY table")
+        .rows("SELECT if(table = 'analytics_events', argMin(path, min_block_number), argMax(path, min_block_number)) AS path FROM system.parts WHERE active AND database = currentDatabase() AND table IN ('analytics_events', 'session_totals') GROUP BY table")
         .await;
     daemon.stop().await;
     server.kill9();
