@@ -1,5 +1,7 @@
 //! The daemon's HTTP interface: `/health`, `/livez`, `/readyz` and `/metrics`.
 
+mod listen;
+
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -291,14 +293,13 @@ pub async fn serve(listener: TcpListener, health: Arc<Health>) {
         .route("/livez", get(alive))
         .route("/readyz", get(ready))
         .route("/metrics", metrics());
-    // Accept errors are handled inside; it does not return.
-    let _ = axum::serve(listener, routes.with_state(health)).await;
+    listen::serve(listener, routes.with_state(health)).await;
 }
 
 /// Answers `/metrics` alone until the process ends.
 pub async fn serve_metrics(listener: TcpListener, health: Arc<Health>) {
     let routes = Router::new().route("/metrics", metrics());
-    let _ = axum::serve(listener, routes.with_state(health)).await;
+    listen::serve(listener, routes.with_state(health)).await;
 }
 
 fn metrics() -> MethodRouter<Arc<Health>> {

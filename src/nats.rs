@@ -18,7 +18,7 @@ use crate::tls::{self, Fault};
 
 pub use message::{StoredMessage, StoredMessageError, nanoseconds, stored_message};
 pub use stream::{Difference, StreamError, StreamId, differences, find_stream, open_stream};
-pub use subjects::covering_set;
+pub use subjects::{covering_set, covers};
 
 /// How long a request to JetStream may take before it is tried again.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,6 +1,7 @@
 //! `verify`: the stored events against the stream and the views against the stored
 //! events.
 
+mod chunk;
 mod days;
 mod stream;
 

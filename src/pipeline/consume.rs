@@ -1,23 +1,28 @@
 //! Reading the stream: every message after a given sequence, in stream order,
 //! none left out.
 //!
-//! Anything odd ends the reading with an error: a gap, an error of the client, a
-//! consumer that somebody deleted. The pipeline then starts again at its
+//! Anything odd ends the reading with an error: a gap in what was delivered, an error of
+//! the client, a consumer that somebody deleted. The pipeline then starts again at its
 //! checkpoint, which also finds out whether another instance has taken over.
+//!
+//! A gap in the stream itself is what it has dropped. JetStream sends a consumer all that
+//! there is for it in stream order, and none is lost on the way; so where the consumer
+//! reads all of the stream's subjects, a sequence that is passed over is gone.
 
 mod durable;
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull;
-use async_nats::jetstream::stream::{ConsumerErrorKind, Stream};
+use async_nats::jetstream::stream::{ConsumerErrorKind, State, Stream};
 use async_nats::jetstream::{self, ErrorCode};
 use futures_util::{FutureExt, StreamExt};
 use tracing::debug;
 
 use super::message::{Arena, Headers, Message};
 use super::metadata::Metadata;
-use crate::nats::{StoredMessage, covering_set, stored_message};
+use crate::nats::{StoredMessage, covering_set, covers, stored_message};
 
 pub use durable::{Settings, create};
 
@@ -53,8 +58,8 @@ pub enum Delivery {
     },
     /// Nothing stands in the stream after where the reading started.
     EndOfStream,
-    /// The stream has dropped these sequences before they were read.
-    Expired { first: u64, last: u64 },
+    /// The stream has dropped what came next; whether a message follows is not known.
+    Dropped,
 }
 
 /// The durable consumer, read by this instance alone.
@@ -71,10 +76,11 @@ pub struct Consumer {
     messages: Option<Messages>,
     /// Where the reading starts was compared with where the stream does.
     start_checked: bool,
-    /// The message that was received, until it is handed on.
-    held: Option<Delivery>,
-    /// The gap before it was compared with where the stream starts.
-    gap_checked: bool,
+    /// Whether a gap in the sequences is something that the stream has dropped, and not
+    /// just messages on other subjects.
+    reads_whole_stream: bool,
+    /// What the stream has dropped, in stream order; `None` while nobody asks for it.
+    gaps: Option<Vec<RangeInclusive<u64>>>,
 }
 
 struct Messages {
@@ -112,7 +118,10 @@ impl Consumer {
         last: u64,
         careful_until: u64,
     ) -> Self {
+        let subjects = &stream.cached_info().config.subjects;
+        let subjects = covering_set(subjects.iter().map(String::as_str));
         Self {
+            reads_whole_stream: subjects == settings.subjects,
             stream,
             jetstream,
             settings,
@@ -121,27 +130,23 @@ impl Consumer {
             arena: Arena::default(),
             messages: None,
             start_checked: false,
-            held: None,
-            gap_checked: false,
+            gaps: None,
         }
     }
 
     /// What comes next. May be dropped while it waits, and called again.
     pub async fn next(&mut self) -> Result<Delivery, ConsumeError> {
-        if self.held.is_some() {
-            return self.hand_on_held().await;
-        }
         if !self.start_checked {
-            let expired = self.expired_before(u64::MAX).await?;
+            let dropped = self.look_for_start().await?;
             self.start_checked = true;
-            if let Some(expired) = expired {
-                return Ok(expired);
+            if dropped {
+                return Ok(Delivery::Dropped);
             }
         }
         while self.last < self.careful_until {
             match self.fetch().await? {
                 Some(message) => {
-                    self.last = message.sequence;
+                    self.pass_on_to(message.sequence);
                     return Ok(Delivery::Message {
                         message,
                         is_last: false,
@@ -160,23 +165,56 @@ impl Consumer {
         self.receive().await
     }
 
-    /// The message that was received, after what the stream dropped before it.
-    async fn hand_on_held(&mut self) -> Result<Delivery, ConsumeError> {
-        let sequence = match &self.held {
-            Some(Delivery::Message { message, .. }) => message.sequence,
-            _ => self.last,
+    /// From now on, what the stream has dropped before it was read is kept until
+    /// [`take_gaps`](Self::take_gaps) is asked.
+    pub fn gather_gaps(&mut self) {
+        self.gaps.get_or_insert_default();
+    }
+
+    /// What the stream has dropped before it was read, in stream order, since this was
+    /// asked last.
+    ///
+    /// The first of them is held against the stream. That the sequences which a consumer
+    /// passes over are gone would not be true with messages on a subject that the stream
+    /// has or had beside those of its configuration: these are never told of.
+    ///
+    /// # Errors
+    /// Also when the stream still has a message that the consumer passed over.
+    pub async fn take_gaps(&mut self) -> Result<Vec<RangeInclusive<u64>>, ConsumeError> {
+        let gaps = self.gaps.as_mut().map(std::mem::take).unwrap_or_default();
+        let Some(gap) = gaps.first() else {
+            return Ok(gaps);
         };
-        let gap = sequence > self.last + 1 && self.reads_whole_stream();
-        if gap && !self.gap_checked {
-            let expired = self.expired_before(sequence).await?;
-            self.gap_checked = true;
-            if let Some(expired) = expired {
-                return Ok(expired);
-            }
+        let found = self.stored_from(*gap.start()).await?;
+        let Some(found) = found.filter(|found| gap.contains(&found.sequence)) else {
+            return Ok(gaps);
+        };
+        let subjects = &self.settings.subjects;
+        if subjects.iter().any(|own| covers(own, &found.subject)) {
+            let reason = format!("message {} was left out", found.sequence);
+            return Err(self.interrupted(reason));
         }
-        self.gap_checked = false;
+        self.reads_whole_stream = false;
+        Ok(Vec::new())
+    }
+
+    /// Goes on to this sequence, past what the stream has dropped before it.
+    fn pass_on_to(&mut self, sequence: u64) {
+        if sequence > self.last + 1 && self.reads_whole_stream {
+            self.add_gap(sequence - 1);
+        }
         self.last = sequence;
-        Ok(self.held.take().unwrap_or(Delivery::EndOfStream))
+    }
+
+    /// What follows up to `last` is gone. What was gone before anything was read was never
+    /// this consumer's.
+    fn add_gap(&mut self, last: u64) {
+        let first = self.last + 1;
+        if self.last > 0
+            && let Some(gaps) = &mut self.gaps
+        {
+            gaps.push(first..=last);
+        }
     }
 
     /// Whether the stream itself says that nothing follows. A consumer's own word is
@@ -188,24 +226,11 @@ impl Consumer {
     /// What comes next, if it is here already and can be handed on as it is. Under load
     /// it is, and needs no timers.
     pub fn arrived(&mut self) -> Option<Result<Delivery, ConsumeError>> {
-        if self.held.is_some() || self.last < self.careful_until {
+        if self.last < self.careful_until {
             return None;
         }
         let received = self.messages.as_mut()?.stream.next().now_or_never()?;
-        match self.accept(received) {
-            Ok(Some((message, is_last))) => {
-                let follows = message.sequence == self.last + 1;
-                let delivery = Delivery::Message { message, is_last };
-                if !follows {
-                    self.held = Some(delivery);
-                    return None;
-                }
-                self.last += 1;
-                Some(Ok(delivery))
-            }
-            Ok(None) => None,
-            Err(error) => Some(Err(error)),
-        }
+        self.accept(received).transpose()
     }
 
     /// The next message of the pull consumer.
@@ -216,21 +241,22 @@ impl Consumer {
             };
             let Ok(received) = tokio::time::timeout(SILENCE, messages.stream.next()).await else {
                 self.look_for_lost_messages().await?;
+                if self.look_for_dropped_end().await? {
+                    return Ok(Delivery::Dropped);
+                }
                 continue;
             };
-            if let Some((message, is_last)) = self.accept(received)? {
-                self.held = Some(Delivery::Message { message, is_last });
-                return self.hand_on_held().await;
+            if let Some(delivery) = self.accept(received)? {
+                return Ok(delivery);
             }
         }
     }
 
-    /// A message of the pull consumer, and whether nothing followed it. `None` for a
-    /// repeat.
+    /// A message of the pull consumer. `None` for a repeat.
     fn accept(
         &mut self,
         received: Option<Result<jetstream::Message, pull::MessagesError>>,
-    ) -> Result<Option<(Message, bool)>, ConsumeError> {
+    ) -> Result<Option<Delivery>, ConsumeError> {
         let message = match received {
             Some(Ok(message)) => message.message,
             Some(Err(error)) => return Err(self.interrupted(error)),
@@ -249,6 +275,7 @@ impl Consumer {
             debug!(sequence, "a repeat, dropped");
             return Ok(None);
         }
+        self.pass_on_to(sequence);
         let message = Message {
             sequence,
             stored_at: metadata.stored_at,
@@ -260,7 +287,10 @@ impl Consumer {
             payload: self.arena.bytes(&message.payload),
             reply: message.reply,
         };
-        Ok(Some((message, metadata.pending == 0)))
+        Ok(Some(Delivery::Message {
+            message,
+            is_last: metadata.pending == 0,
+        }))
     }
 
     fn interrupted(&self, reason: impl ToString) -> ConsumeError {
@@ -270,30 +300,44 @@ impl Consumer {
         }
     }
 
-    /// What the stream has dropped after the last sequence and before `sequence`.
-    async fn expired_before(&mut self, sequence: u64) -> Result<Option<Delivery>, ConsumeError> {
-        let info = self
-            .stream
-            .get_info()
-            .await
-            .map_err(|error| self.interrupted(error))?;
-        let (first, last) = (
-            self.last + 1,
-            info.state.first_sequence.min(sequence).saturating_sub(1),
-        );
-        // What was gone before anything was read was never this consumer's.
-        if self.last == 0 || last < first {
-            return Ok(None);
+    /// Whether the stream starts behind where the reading does. Then it goes on there.
+    async fn look_for_start(&mut self) -> Result<bool, ConsumeError> {
+        let first = self.state().await?.first_sequence;
+        if self.last == 0 || first <= self.last + 1 {
+            return Ok(false);
         }
-        self.last = last;
-        Ok(Some(Delivery::Expired { first, last }))
+        self.add_gap(first - 1);
+        self.last = first - 1;
+        Ok(true)
     }
 
-    /// Whether a gap in the sequences is something that the stream has dropped, and
-    /// not just messages on other subjects.
-    fn reads_whole_stream(&self) -> bool {
-        let subjects = &self.stream.cached_info().config.subjects;
-        covering_set(subjects.iter().map(String::as_str)) == self.settings.subjects
+    /// Whether the stream had messages after the last one and has none. Then they are
+    /// passed over.
+    async fn look_for_dropped_end(&mut self) -> Result<bool, ConsumeError> {
+        if !self.reads_whole_stream || self.gaps.is_none() {
+            return Ok(false);
+        }
+        let end = self.state().await?.last_sequence;
+        // In this order: what comes in between has a sequence beyond that end.
+        if end <= self.last || self.stored_from(self.last + 1).await?.is_some() {
+            return Ok(false);
+        }
+        self.add_gap(end);
+        self.last = end;
+        Ok(true)
+    }
+
+    async fn state(&self) -> Result<State, ConsumeError> {
+        let info = self.stream.get_info().await;
+        Ok(info.map_err(|error| self.interrupted(error))?.state)
+    }
+
+    /// The first message at or after `sequence`, on whatever subject.
+    async fn stored_from(&self, sequence: u64) -> Result<Option<StoredMessage>, ConsumeError> {
+        let stream = &self.stream.cached_info().config.name;
+        stored_message(&self.jetstream, stream, sequence, ">")
+            .await
+            .map_err(|error| self.interrupted(error))
     }
 
     /// Puts the consumer at `last + 1`; returns how many messages stand there, too.

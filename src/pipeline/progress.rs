@@ -1,6 +1,7 @@
 //! What went through since the process started, and what holds it up: the
 //! pipeline's side of `/health` and `/metrics`.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -30,12 +31,13 @@ impl Progress {
         }
     }
 
-    /// The part of a run of dropped sequences, from first to last, that was not
-    /// told of before: each start after an interruption finds it again.
-    pub fn new_among_expired(&self, first: u64, last: u64) -> Option<(u64, u64)> {
+    /// The part of a gap that was not told of before: each start after an interruption
+    /// finds it again.
+    pub fn new_among_expired(&self, gap: RangeInclusive<u64>) -> Option<RangeInclusive<u64>> {
+        let (first, last) = gap.into_inner();
         let until = self.expired_until.fetch_max(last, Relaxed);
-        let first = first.max(until + 1);
-        (first <= last).then_some((first, last))
+        let new = first.max(until + 1)..=last;
+        (!new.is_empty()).then_some(new)
     }
 
     fn reasons(&self) -> MutexGuard<'_, Vec<(u64, String)>> {

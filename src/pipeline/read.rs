@@ -63,6 +63,7 @@ impl Reader {
         batches: mpsc::Sender<Encoding>,
         until: Until,
     ) -> Result<(), PipelineError> {
+        self.consumer.gather_gaps();
         let outcome = loop {
             if matches!(until, Until::Sequence(last) if self.consumer.last() >= last) {
                 break Ok(());
@@ -80,10 +81,14 @@ impl Reader {
             let complete = match self.next(&until).await {
                 None => break Ok(()),
                 Some(None) => self.batcher.flush(Flush::Age).into_iter().collect(),
+                Some(Some(Ok(Delivery::Dropped))) => {
+                    self.report_expired().await?;
+                    continue;
+                }
                 Some(Some(Ok(delivery))) => {
                     let is_last = delivery.is_last();
-                    let complete = self.take(delivery).await;
-                    if !self.send(&batches, complete).await {
+                    let complete = self.take(delivery);
+                    if !self.send(&batches, complete).await? {
                         return Ok(());
                     }
                     // What the end closes, and what ends at it, must not be a guess.
@@ -98,19 +103,19 @@ impl Reader {
                     }
                     let complete = self.batcher.end_of_stream();
                     if until.is_bounded() {
-                        self.send(&batches, complete).await;
+                        self.send(&batches, complete).await?;
                         break Ok(());
                     }
                     complete
                 }
                 Some(Some(Err(error))) => break Err(error.into()),
             };
-            if !self.send(&batches, complete).await {
+            if !self.send(&batches, complete).await? {
                 return Ok(());
             }
         };
         let rest = self.batcher.flush(Flush::End).into_iter().collect();
-        self.send(&batches, rest).await;
+        self.send(&batches, rest).await?;
         outcome
     }
 
@@ -131,23 +136,27 @@ impl Reader {
     }
 
     /// False when nobody takes batches any more.
-    async fn send(&mut self, batches: &mpsc::Sender<Encoding>, complete: Vec<Batch>) -> bool {
+    async fn send(
+        &mut self,
+        batches: &mpsc::Sender<Encoding>,
+        complete: Vec<Batch>,
+    ) -> Result<bool, ConsumeError> {
+        // Before what follows a gap is committed: from then on nobody would find it again.
+        if !complete.is_empty() {
+            self.report_expired().await?;
+        }
         for batch in complete {
             if batches.send(self.ahead.encode(batch)).await.is_err() {
-                return false;
+                return Ok(false);
             }
         }
-        true
+        Ok(true)
     }
 
-    async fn take(&mut self, delivery: Delivery) -> Vec<Batch> {
+    fn take(&mut self, delivery: Delivery) -> Vec<Batch> {
         let message = match delivery {
             Delivery::Message { message, .. } => message,
-            Delivery::EndOfStream => return Vec::new(),
-            Delivery::Expired { first, last } => {
-                self.report_expired(first, last).await;
-                return Vec::new();
-            }
+            Delivery::EndOfStream | Delivery::Dropped => return Vec::new(),
         };
         debug!(
             subject = message.subject.as_str(),
@@ -170,16 +179,22 @@ impl Reader {
         complete
     }
 
-    /// Tells of messages that are neither in the stream nor in ClickHouse.
-    async fn report_expired(&self, first: u64, last: u64) {
-        let Some((first, last)) = self.progress.new_among_expired(first, last) else {
-            return;
+    /// Tells of messages that are neither in the stream nor in ClickHouse: once for all
+    /// gaps of a batch, since there may be as many as messages.
+    async fn report_expired(&mut self) -> Result<(), ConsumeError> {
+        let gaps = self.consumer.take_gaps().await?.into_iter();
+        let gaps = gaps.filter_map(|gap| self.progress.new_among_expired(gap));
+        let gaps: Vec<_> = gaps.collect();
+        let (Some(first), Some(last)) = (gaps.first(), gaps.last()) else {
+            return Ok(());
         };
+        let (first, last) = (first.start(), last.end());
         let stored = ask(&self.progress, "asking ClickHouse what it holds", || {
-            stored::sequences(&self.clickhouse, self.ahead.stream(), first, last)
+            stored::sequences(&self.clickhouse, self.ahead.stream(), &gaps)
         })
         .await;
-        let expired = (last - first + 1).saturating_sub(stored);
+        let dropped: u64 = gaps.iter().map(|gap| gap.end() - gap.start() + 1).sum();
+        let expired = dropped.saturating_sub(stored);
         if expired > 0 {
             self.progress.metrics.expired.inc_by(expired);
             error!(
@@ -187,6 +202,7 @@ impl Reader {
                 last, expired, "the stream dropped messages before they were stored"
             );
         }
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use crate::support::clickhouse::free_port;
 use crate::support::daemon::Daemon;
 use crate::support::events::{event, publish_samples};
-use crate::support::{World, eventually};
+use crate::support::{LIMIT, World, eventually};
 
 /// The answer as it comes, with its headers.
 pub async fn get(address: &str, path: &str) -> Option<String> {
@@ -17,7 +17,8 @@ pub async fn get(address: &str, path: &str) -> Option<String> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     connection.write_all(request.as_bytes()).await.ok()?;
     let mut answer = String::new();
-    connection.read_to_string(&mut answer).await.ok()?;
+    let answered = connection.read_to_string(&mut answer);
+    tokio::time::timeout(LIMIT, answered).await.ok()?.ok()?;
     Some(answer)
 }
 
@@ -322,4 +323,41 @@ async fn metrics_are_served_on_a_port_of_their_own_too() {
     assert!(answer.contains("analytics_build_info{version="), "{answer}");
     let answer = get(&address, "/health").await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+}
+
+#[tokio::test]
+async fn silent_connections_keep_neither_probes_nor_events_out() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let daemon = Daemon::start_with_descriptors(128, &config);
+    daemon.logs("checkpoint taken over").await;
+    let address = daemon.address().await;
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(TcpStream::connect(&address).await.unwrap());
+    }
+    tells(&daemon, "/livez", &["HTTP/1.1 200"]).await;
+    tells(&daemon, "/health", &[r#""status":"healthy""#]).await;
+    publish_samples(&world, 100).await;
+    world.settled(100, 0).await;
+    tells(&daemon, "/health", &[r#""stored":100"#]).await;
+    let log = daemon.log();
+    assert!(!log.contains("no HTTP connection can be accepted"), "{log}");
+    drop(silent);
+}
+
+#[tokio::test]
+async fn a_listener_that_was_out_of_file_descriptors_goes_on() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let daemon = Daemon::start_with_descriptors(48, &config);
+    daemon.logs("checkpoint taken over").await;
+    let address = daemon.address().await;
+    let mut silent = Vec::new();
+    for _ in 0..60 {
+        silent.push(TcpStream::connect(&address).await.unwrap());
+    }
+    daemon.logs("no HTTP connection can be accepted").await;
+    drop(silent);
+    tells(&daemon, "/health", &[r#""status":"healthy""#]).await;
 }

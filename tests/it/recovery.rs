@@ -140,6 +140,13 @@ async fn a_stream_that_was_made_again_is_another_one() {
     stored_once(&world, 170).await;
 }
 
+/// What `/health` says of the messages that the stream dropped.
+async fn expired(daemon: &Daemon, messages: u64) {
+    let health = health_of(&daemon.address().await).await.unwrap();
+    let counted = format!(r#""expired":{messages}}}"#);
+    assert!(health.contains(&counted), "{health}");
+}
+
 #[tokio::test]
 async fn messages_that_expired_before_they_were_stored_are_counted() {
     let world = World::new().await;
@@ -160,8 +167,96 @@ async fn messages_that_expired_before_they_were_stored_are_counted() {
         .logs("the stream dropped messages before they were stored first=2 last=31 expired=30")
         .await;
     stored_once(&world, 21).await;
-    let health = health_of(&daemon.address().await).await.unwrap();
-    assert!(health.contains(r#""expired":30"#), "{health}");
+    expired(&daemon, 30).await;
+}
+
+#[tokio::test]
+async fn messages_that_were_deleted_one_by_one_before_they_were_stored_are_counted() {
+    let world = World::new().await;
+    let config = world.config(ANALYTICS, "");
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    world.publish("app.start", event("before")).await;
+    stored_once(&world, 1).await;
+    daemon.stop().await;
+    for number in 2..=31 {
+        let subject = if number % 5 == 0 {
+            "app.gone"
+        } else {
+            "app.start"
+        };
+        world.publish(subject, event("meanwhile")).await;
+    }
+    let stream = world.nats.jetstream().await.get_stream("ANALYTICS").await;
+    let stream = stream.unwrap();
+    // Some in the middle, and the last two.
+    for sequence in [7, 8, 12, 30, 31] {
+        stream.delete_message(sequence).await.unwrap();
+    }
+    let gone = stream.purge().filter("fechatter.analytics.app.gone");
+    // 5, 10, 15, 20, 25, and 30 before.
+    assert_eq!(gone.await.unwrap().purged, 5);
+
+    let daemon = Daemon::start(&config);
+    stored_once(&world, 21).await;
+    let said = "the stream dropped messages before they were stored";
+    daemon.logs(&format!("{said} first=5")).await;
+    // Nothing follows these.
+    daemon
+        .logs(&format!("{said} first=30 last=31 expired=2"))
+        .await;
+    expired(&daemon, 10).await;
+    world.publish("app.start", event("after")).await;
+    stored_once(&world, 22).await;
+    expired(&daemon, 10).await;
+}
+
+#[tokio::test]
+async fn messages_that_were_stored_before_the_stream_dropped_them_do_not_count_as_expired() {
+    let world = World::new().await;
+    let config = world.config(ANALYTICS, "");
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    publish_samples(&world, 20).await;
+    stored_once(&world, 20).await;
+    daemon.stop().await;
+    let jetstream = world.nats.jetstream().await;
+    let bucket = jetstream.delete_key_value("analytics-checkpoints").await;
+    bucket.unwrap();
+    publish_samples(&world, 10).await;
+    let stream = jetstream.get_stream("ANALYTICS").await.unwrap();
+    for sequence in [3, 9, 10, 22, 25] {
+        stream.delete_message(sequence).await.unwrap();
+    }
+
+    // It reads the whole stream again.
+    let daemon = Daemon::start(&config);
+    stored_once(&world, 28).await;
+    expired(&daemon, 2).await;
+}
+
+#[tokio::test]
+async fn messages_on_a_subject_that_was_added_to_the_stream_do_not_count_as_expired() {
+    let world = World::new().await;
+    let daemon = world.daemon(ANALYTICS);
+    daemon.logs("checkpoint taken over").await;
+    world.publish("app.start", event("before")).await;
+    stored_once(&world, 1).await;
+    let jetstream = world.nats.jetstream().await;
+    let stream = jetstream.get_stream("ANALYTICS").await.unwrap();
+    let mut config = stream.cached_info().config.clone();
+    config.subjects.push("another.subject".to_owned());
+    jetstream.update_stream(config).await.unwrap();
+    for events in 2..10 {
+        let sent = jetstream.publish("another.subject", "not an event".into());
+        sent.await.unwrap().await.unwrap();
+        world.publish("app.start", event("after")).await;
+        stored_once(&world, events).await;
+    }
+    expired(&daemon, 0).await;
+    let log = daemon.log();
+    assert!(!log.contains("the stream dropped messages"), "{log}");
+    assert!(!log.contains("interrupted"), "{log}");
 }
 
 #[tokio::test]

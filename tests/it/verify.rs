@@ -1,7 +1,10 @@
 //! `verify`: what is wrong is found, and what can be mended is.
 
 use std::path::Path;
+use std::process::Command;
 
+use analytics_server::pipeline::decode::BatchMessage;
+use prost::Message;
 use serde_json::Value;
 
 use crate::support::World;
@@ -51,7 +54,7 @@ async fn a_part_that_clickhouse_lost_is_found_and_filled_also_where_its_token_is
         .await
         .unwrap();
     let parts = world
-        .rows("SELECT if(table = 'analytics_events', min(path), max(path)) AS path FROM system.parts WHERE active AND database = currentDatabase() AND table IN ('analytics_events', 'session_totals') GROUP BY table")
+        .rows("SELECT if(table = 'analytics_events', argMin(path, min_block_number), argMax(path, min_block_number)) AS path FROM system.parts WHERE active AND database = currentDatabase() AND table IN ('analytics_events', 'session_totals') GROUP BY table")
         .await;
     daemon.stop().await;
     server.kill9();
@@ -80,6 +83,49 @@ async fn a_part_that_clickhouse_lost_is_found_and_filled_also_where_its_token_is
     world.views_equal_a_recount().await;
     let (code, report) = verify(&config, &[]);
     assert_eq!(code, 0, "{report}");
+}
+
+/// Runs the command and prints the most memory that it had, in KiB, which only the parent of
+/// a process that has ended can still ask.
+const PEAK: &str = r#"
+import resource, subprocess, sys
+ended = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
+most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(most // 1024 if sys.platform == "darwin" else most)
+sys.exit(ended.returncode)
+"#;
+
+#[tokio::test]
+async fn its_memory_does_not_grow_with_the_messages() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let daemon = Daemon::start_with(&config, &[], "info");
+    daemon.logs("checkpoint taken over").await;
+    // 200 MB that nobody can read, then 1 MB that are many events.
+    let (messages, events) = (400, 140_000);
+    for _ in 0..messages {
+        world.publish("app.start", vec![0xff; 500_000]).await;
+    }
+    let batch = BatchMessage {
+        events: vec![event("a").into(); events],
+    };
+    world.publish("batch", batch.encode_to_vec()).await;
+    world.settled(events as u64, messages).await;
+
+    let verify = command(&config);
+    let output = Command::new("python3")
+        .args(["-c", PEAK])
+        .arg(verify.get_program())
+        .args(verify.get_args())
+        .arg("verify")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let peak = String::from_utf8_lossy(&output.stdout);
+    let peak = peak.trim().parse::<u64>().unwrap() * 1024;
+    println!("{peak} bytes at the peak");
+    assert!(peak < 160_000_000, "{peak} bytes");
 }
 
 #[tokio::test]

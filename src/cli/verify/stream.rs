@@ -10,19 +10,15 @@ use time::Date;
 use tracing::warn;
 
 use super::Span;
+use super::chunk::Chunk;
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::native::Millis;
 use crate::clickhouse::stored::{self, Origin as RowOrigin};
 use crate::config::Config;
-use crate::dead_letter::DeadLetter;
-use crate::event::Event;
 use crate::nats::StreamId;
 use crate::pipeline::consume::{Consumer, Delivery, Settings};
 use crate::pipeline::decode::Decoder;
 use crate::pipeline::message::Message;
-
-/// Messages compared at a time.
-const CHUNK: usize = 20_000;
 
 /// Interruptions in a row before it is given up.
 const MOST_INTERRUPTIONS: u32 = 5;
@@ -67,11 +63,11 @@ pub async fn compare(
     // Beside the daemon's own, which this must not touch.
     settings.name.push_str("-verify");
     let id = StreamId::of(&stream).to_string();
-    let mut chunk = Chunk {
+    let mut verifier = Verifier {
         clickhouse,
         decoder: Decoder::new(&id, &messaging.subjects),
         oldest: Millis(midnight(Span::all(config).first)),
-        messages: Vec::new(),
+        chunk: Chunk::default(),
         found: Comparison {
             stream: id,
             last: committed,
@@ -90,7 +86,7 @@ pub async fn compare(
             after,
             careful_until,
         );
-        let outcome = read(&mut consumer, &mut chunk, committed, span).await;
+        let outcome = read(&mut consumer, &mut verifier, committed, span).await;
         interruptions = if consumer.last() > after {
             0
         } else {
@@ -108,8 +104,8 @@ pub async fn compare(
     }
     // It may never have been made.
     let _ = stream.delete_consumer(&settings.name).await;
-    chunk.compare().await?;
-    Ok(chunk.found)
+    verifier.compare().await?;
+    Ok(verifier.found)
 }
 
 enum Interrupted {
@@ -119,7 +115,7 @@ enum Interrupted {
 
 async fn read(
     consumer: &mut Consumer,
-    chunk: &mut Chunk<'_>,
+    verifier: &mut Verifier<'_>,
     committed: u64,
     span: Span,
 ) -> Result<(), Interrupted> {
@@ -134,7 +130,10 @@ async fn read(
         {
             let received = Millis(message.stored_at.div_euclid(1_000_000)).date();
             if (span.first..=span.last).contains(&received) {
-                chunk.add(message).await.map_err(Interrupted::Comparing)?;
+                verifier
+                    .add(message)
+                    .await
+                    .map_err(Interrupted::Comparing)?;
             }
         }
         if is_last {
@@ -144,53 +143,54 @@ async fn read(
     Ok(())
 }
 
-struct Chunk<'a> {
+struct Verifier<'a> {
     clickhouse: &'a ClickHouse,
     decoder: Decoder,
     /// ClickHouse may have dropped what is older.
     oldest: Millis,
-    messages: Vec<Message>,
+    chunk: Chunk,
     found: Comparison,
 }
 
-impl Chunk<'_> {
+impl Verifier<'_> {
     async fn add(&mut self, message: Message) -> Result<()> {
-        self.messages.push(message);
-        if self.messages.len() >= CHUNK {
+        let rows = self.decoder.rows(&message);
+        if !self.chunk.has_room_for(&message, rows) {
             self.compare().await?;
         }
+        self.chunk.add(message, rows);
         Ok(())
     }
 
     async fn compare(&mut self) -> Result<()> {
-        let messages = std::mem::take(&mut self.messages);
-        let (Some(first), Some(last)) = (messages.first(), messages.last()) else {
+        let chunk = std::mem::take(&mut self.chunk);
+        if chunk.is_empty() {
             return Ok(());
-        };
-        let (first, last) = (first.sequence, last.sequence);
+        }
         let held = async |table| -> Result<HashSet<RowOrigin>> {
             let stream = &self.found.stream;
-            let rows = stored::origins(self.clickhouse, table, stream, first, last).await?;
+            let rows = stored::origins_in(self.clickhouse, table, stream, &chunk.runs).await?;
             Ok(rows.into_iter().collect())
         };
         let (events, letters) = (held("analytics_events").await?, held("dead_letters").await?);
-        for message in &messages {
-            let decoded = self.decoder.decode(message);
-            // What ClickHouse refused is a dead letter.
-            let missing_event = |event: &&Event| {
-                let origin = RowOrigin::of(&event.source);
-                event.server_ts >= self.oldest
-                    && !events.contains(&origin)
-                    && !letters.contains(&origin)
-            };
-            let missing_letter =
-                |letter: &&DeadLetter| !letters.contains(&RowOrigin::of(&letter.source));
-            let missing = decoded.events.iter().filter(missing_event).count() as u64;
-            let letters = decoded.dead_letters.iter().filter(missing_letter);
+        for message in &chunk.messages {
+            let (mut missing_events, mut missing_letters) = (0, 0);
+            self.decoder.each(message, |fate| match fate {
+                Ok(event) => {
+                    let origin = RowOrigin::of(&event.source);
+                    // What ClickHouse refused is a dead letter.
+                    let is_held = events.contains(&origin) || letters.contains(&origin);
+                    missing_events += u64::from(event.server_ts >= self.oldest && !is_held);
+                }
+                Err(letter) => {
+                    let is_held = letters.contains(&RowOrigin::of(&letter.source));
+                    missing_letters += u64::from(!is_held);
+                }
+            });
             self.found.messages += 1;
-            self.found.missing_events += missing;
-            self.found.missing_dead_letters += letters.count() as u64;
-            if missing > 0 {
+            self.found.missing_events += missing_events;
+            self.found.missing_dead_letters += missing_letters;
+            if missing_events > 0 {
                 self.found.first_missing.get_or_insert(message.sequence);
             }
         }

@@ -42,15 +42,37 @@ impl Daemon {
     }
 
     pub fn start_with(config: &Path, arguments: &[&str], log_filter: &str) -> Self {
+        let mut command = command(config);
+        command
+            .args(arguments)
+            .env("RUST_LOG", format!("warn,analytics_server={log_filter}"));
+        Self::spawn_logging_for_itself(command)
+    }
+
+    /// One that may have so many file descriptors open.
+    pub fn start_with_descriptors(descriptors: u32, config: &Path) -> Self {
+        let daemon = command(config);
+        let mut shell = Command::new("sh");
+        shell
+            .args([
+                "-c",
+                &format!(r#"ulimit -n {descriptors} && exec "$0" "$@""#),
+            ])
+            .arg(daemon.get_program())
+            .args(daemon.get_args());
+        for (name, _) in daemon.get_envs().filter(|(_, value)| value.is_none()) {
+            shell.env_remove(name);
+        }
+        shell.env("RUST_LOG", "warn,analytics_server=debug");
+        Self::spawn_logging_for_itself(shell)
+    }
+
+    fn spawn_logging_for_itself(command: Command) -> Self {
         let log = tempfile::NamedTempFile::new()
             .unwrap()
             .into_temp_path()
             .keep()
             .unwrap();
-        let mut command = command(config);
-        command
-            .args(arguments)
-            .env("RUST_LOG", format!("warn,analytics_server={log_filter}"));
         let mut daemon = Self::spawn(command, &log);
         daemon.log_is_temporary = true;
         daemon
