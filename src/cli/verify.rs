@@ -19,7 +19,7 @@ use time::{Date, OffsetDateTime};
 use crate::clickhouse::views::{self, Uncompared, Views};
 use crate::clickhouse::{ClickHouse, schema};
 use crate::config::Config;
-use crate::nats;
+use crate::nats::{self, StreamId};
 use crate::pipeline::checkpoint::{self, Checkpoint};
 use crate::pipeline::recount::{Fate, Recount};
 use crate::pipeline::{Pipeline, Progress};
@@ -161,8 +161,10 @@ impl Verify {
                 "there is no checkpoint, so nothing says what should be stored: run `serve`, or `verify --repair`"
             );
         };
+        let current = StreamId::of(&stream);
         let origin = stream::Origin {
             jetstream,
+            identity: record.identity_of(&current).unwrap_or(current),
             stream,
             committed: record.committed,
         };

@@ -27,6 +27,8 @@ const MOST_INTERRUPTIONS: u32 = 5;
 pub struct Origin {
     pub jetstream: jetstream::Context,
     pub stream: Stream,
+    /// The identity under which its messages are stored.
+    pub identity: StreamId,
     /// Up to here all is stored, the checkpoint says.
     pub committed: u64,
 }
@@ -55,6 +57,7 @@ pub async fn compare(
     let Origin {
         jetstream,
         stream,
+        identity,
         committed,
     } = origin;
     let messaging = &config.integrations.messaging;
@@ -62,7 +65,7 @@ pub async fn compare(
     let mut settings = Settings::new(messaging, max_payload);
     // Beside the daemon's own, which this must not touch.
     settings.name.push_str("-verify");
-    let id = StreamId::of(&stream).to_string();
+    let id = identity.to_string();
     let mut verifier = Verifier {
         clickhouse,
         decoder: Decoder::new(&id, &messaging.subjects),
