@@ -5,8 +5,10 @@ pub mod clickhouse;
 pub mod daemon;
 pub mod events;
 pub mod fake_clickhouse;
+pub mod guide;
 pub mod nats;
 pub mod proxy;
+pub mod restricted;
 pub mod rewriting;
 pub mod tls;
 

@@ -1,14 +1,12 @@
 //! The servers and the way to them: killed, frozen, cut off, and back again.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::daemons::Links;
 use super::plan::{Plan, Tally};
-use crate::support::clickhouse::{Server, command};
 use crate::support::nats::Nats;
 use crate::support::proxy::{Link, Proxy};
+use crate::support::restricted::RestrictedClickHouse;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
@@ -53,54 +51,8 @@ pub const FAULTS: &[(Fault, u32)] = &[
     (Fault::Refuse(Which::Nats), 3),
 ];
 
-/// A ClickHouse that comes back on the same data and port.
-pub struct ClickHouse {
-    /// None while it is away.
-    server: Option<Server>,
-    path: PathBuf,
-    port: u16,
-    log: PathBuf,
-}
-
-impl ClickHouse {
-    /// Its data and its log go into `dir`.
-    pub async fn start(dir: &Path, port: u16) -> Self {
-        let (path, log) = (dir.join("clickhouse"), dir.join("clickhouse.log"));
-        Self {
-            server: Some(spawn(&path, port, &log).await),
-            path,
-            port,
-            log,
-        }
-    }
-
-    pub async fn kill_and_start_again(&mut self, pause: Duration) {
-        if let Some(server) = self.server.take() {
-            server.kill9();
-        }
-        tokio::time::sleep(pause).await;
-        self.server = Some(spawn(&self.path, self.port, &self.log).await);
-    }
-
-    fn signal(&self, name: &str) {
-        if let Some(server) = &self.server {
-            server.signal(name);
-        }
-    }
-}
-
-/// Returns once it answers.
-async fn spawn(path: &Path, port: u16, log: &Path) -> Server {
-    let mut command = command(path, port);
-    let file = File::options().create(true).append(true).open(log);
-    command.stderr(file.unwrap());
-    tokio::task::spawn_blocking(move || Server::spawn(&mut command))
-        .await
-        .unwrap()
-}
-
 pub struct Servers<'a> {
-    pub clickhouse: &'a mut ClickHouse,
+    pub clickhouse: &'a mut RestrictedClickHouse,
     pub nats: &'a mut Nats,
     /// Of each daemon.
     pub links: &'a [Links],
