@@ -234,6 +234,11 @@ impl World {
     /// The views that do not say what a recount of `analytics_events` says, each with
     /// some of the rows that differ.
     pub async fn wrong_views(&self) -> Vec<String> {
+        self.wrong_among(&VIEWS).await
+    }
+
+    /// The same for views of a test's own: what each says, and what it should say.
+    pub async fn wrong_among(&self, views: &[(&str, &str)]) -> Vec<String> {
         let ask = async |sql: String| self.ask(&sql).await.unwrap();
         let digest = |sql| {
             format!(
@@ -242,7 +247,7 @@ impl World {
         };
         let beyond = |one, other| format!("SELECT * FROM (({one}) EXCEPT ({other})) LIMIT 2");
         let mut wrong = Vec::new();
-        for (view, recount) in VIEWS {
+        for (view, recount) in views {
             let (says, should_say) = (ask(digest(view)).await, ask(digest(recount)).await);
             if says != should_say {
                 let wrongly = ask(beyond(view, recount)).await;
