@@ -1,6 +1,7 @@
 //! What the tests stand on: a nats-server each, one ClickHouse for all with a
 //! database each, and the binary itself. A server that is missing is a failure.
 
+pub mod backup;
 pub mod clickhouse;
 pub mod daemon;
 pub mod events;
