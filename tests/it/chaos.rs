@@ -5,13 +5,17 @@
 //! CHAOS_SECONDS and CHAOS_SEED of the random faults, CHAOS_STORM_KILLS of the storm,
 //! CHAOS_REPORT a file that gets the reports.
 
+mod daemon_faults;
 mod daemons;
 mod draft;
+mod maintenance;
 mod operator;
 mod plan;
 mod publishers;
+mod record;
 mod report;
 mod servers;
+mod step;
 mod verdict;
 
 use std::collections::BTreeMap;
@@ -20,8 +24,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tokio::sync::Mutex;
 
 use self::daemons::{Daemons, Links};
+use self::maintenance::{Maintenance, Shared};
 use self::plan::{Plan, Tally};
 use self::publishers::{Publishers, Traffic};
 use self::report::Report;
@@ -38,6 +44,8 @@ struct Chaos {
     seed: u64,
     nats_port: u16,
     clickhouse: RestrictedClickHouse,
+    /// What its user may do but for set-up and maintenance.
+    grants: Vec<String>,
     world: World,
     tally: Arc<Tally>,
 }
@@ -66,6 +74,7 @@ impl Chaos {
             seed,
             nats_port,
             clickhouse,
+            grants,
             world,
             tally: Arc::new(Tally::new()),
         }
@@ -123,16 +132,28 @@ async fn everything_is_broken_at_random_and_every_event_counts_once() {
     for _ in 0..daemons::COUNT {
         links.push(Links::to(chaos.nats_port, chaos.clickhouse.port()).await);
     }
+    let sql = chaos.world.clickhouse();
     let mut daemons = Daemons::start(&chaos.world, &links, Arc::clone(&chaos.tally)).await;
+    let shared = Shared {
+        clickhouse: Mutex::new(&mut chaos.clickhouse),
+        nats: Mutex::new(&mut chaos.world.nats),
+    };
     let servers = Servers {
-        clickhouse: &mut chaos.clickhouse,
-        nats: &mut chaos.world.nats,
+        shared: &shared,
         links: &links,
         tally: &chaos.tally,
     };
+    let maintenance = Maintenance {
+        servers: &shared,
+        publishers: &publishers,
+        sql,
+        database: chaos.world.database.clone(),
+        grants: &chaos.grants,
+    };
+    let of_daemons = Plan::new(daemon_faults::FAULTS, chaos.seed, duration);
     // Two at a time: what breaks while something else is broken is part of it.
     tokio::join!(
-        daemons.break_by(Plan::new(daemons::FAULTS, chaos.seed, duration)),
+        daemons.break_by(of_daemons.later(daemon_faults::LATER), maintenance),
         servers.break_by(Plan::new(servers::FAULTS, !chaos.seed, duration)),
     );
     chaos

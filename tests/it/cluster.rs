@@ -127,15 +127,19 @@ async fn a_restored_stream_has_the_same_messages_and_was_created_at_another_time
         };
         jetstream.create_stream(config).await.unwrap();
         let mut population = Population::new(7);
-        for _ in 0..200 {
-            publish(&jetstream, population.event(SystemTime::now(), None)).await;
-        }
+        // Enough for several pieces.
+        let samples: Vec<Sample> = (0..3000)
+            .map(|_| population.event(SystemTime::now(), None))
+            .collect();
+        stream::iter(samples)
+            .for_each_concurrent(64, async |sample| publish(&jetstream, sample).await)
+            .await;
         // Sequences that begin after the first.
         let before = jetstream.get_stream("ANALYTICS").await.unwrap();
         before.purge().sequence(11).await.unwrap();
         let before = jetstream.get_stream("ANALYTICS").await.unwrap();
         let times = storage_times(&before).await;
-        assert_eq!(times.len(), 190);
+        assert_eq!(times.len(), 2990);
 
         let backup = backup(&client, "ANALYTICS").await;
         jetstream.delete_stream("ANALYTICS").await.unwrap();

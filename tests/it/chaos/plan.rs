@@ -9,8 +9,8 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 /// Each kind of fault once, in order, then any, some more often than others, until the
 /// time is over.
-pub struct Plan<F: 'static> {
-    kinds: &'static [(F, u32)],
+pub struct Plan<F> {
+    kinds: Vec<(F, u32)>,
     first_round: VecDeque<F>,
     end: Instant,
     rng: SmallRng,
@@ -18,13 +18,19 @@ pub struct Plan<F: 'static> {
 
 impl<F: Copy> Plan<F> {
     /// Each of the `kinds` with its weight.
-    pub fn new(kinds: &'static [(F, u32)], seed: u64, duration: Duration) -> Self {
+    pub fn new(kinds: &[(F, u32)], seed: u64, duration: Duration) -> Self {
         Self {
-            kinds,
+            kinds: kinds.to_vec(),
             first_round: kinds.iter().map(|(kind, _)| *kind).collect(),
             end: Instant::now() + duration,
             rng: SmallRng::seed_from_u64(seed),
         }
+    }
+
+    /// Adds kinds that take too long for the first round.
+    pub fn later(mut self, kinds: &[(F, u32)]) -> Self {
+        self.kinds.extend(kinds);
+        self
     }
 
     pub fn next(&mut self) -> Option<F> {
@@ -78,6 +84,10 @@ impl Tally {
         let kind = kind.to_string();
         eprintln!("[{:7.1} s] {kind}", self.elapsed().as_secs_f64());
         *self.counts.lock().unwrap().entry(kind).or_default() += 1;
+    }
+
+    pub fn count_of(&self, kind: &str) -> u64 {
+        self.counts.lock().unwrap().get(kind).copied().unwrap_or(0)
     }
 
     pub fn elapsed(&self) -> Duration {

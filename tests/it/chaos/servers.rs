@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use super::daemons::Links;
+use super::maintenance::Shared;
 use super::plan::{Plan, Tally};
-use crate::support::nats::Nats;
 use crate::support::proxy::{Link, Proxy};
-use crate::support::restricted::RestrictedClickHouse;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
@@ -51,54 +50,58 @@ pub const FAULTS: &[(Fault, u32)] = &[
     (Fault::Refuse(Which::Nats), 3),
 ];
 
-pub struct Servers<'a> {
-    pub clickhouse: &'a mut RestrictedClickHouse,
-    pub nats: &'a mut Nats,
+pub struct Servers<'a, 'b> {
+    pub shared: &'a Shared<'b>,
     /// Of each daemon.
     pub links: &'a [Links],
     pub tally: &'a Tally,
 }
 
-impl Servers<'_> {
+impl Servers<'_, '_> {
     /// Breaks one after another until the plan ends; all is well then.
-    pub async fn break_by(mut self, mut plan: Plan<Fault>) {
+    pub async fn break_by(self, mut plan: Plan<Fault>) {
         while let Some(fault) = plan.next() {
             plan.pause(500, 3000).await;
             self.inject(fault, &mut plan).await;
         }
     }
 
-    async fn inject(&mut self, fault: Fault, plan: &mut Plan<Fault>) {
+    async fn inject(&self, fault: Fault, plan: &mut Plan<Fault>) {
         match fault {
             Fault::KillClickHouse => {
+                let mut clickhouse = self.shared.clickhouse.lock().await;
                 let pause = absence(plan);
                 self.tally.count("ClickHouse killed");
-                self.clickhouse.kill_and_start_again(pause).await;
+                clickhouse.kill_and_start_again(pause).await;
             }
             Fault::KillClickHouseFrozen => {
-                self.clickhouse.signal("STOP");
+                let mut clickhouse = self.shared.clickhouse.lock().await;
+                clickhouse.signal("STOP");
                 plan.pause(100, 1000).await;
                 let pause = absence(plan);
                 self.tally.count("ClickHouse killed, frozen before");
-                self.clickhouse.kill_and_start_again(pause).await;
+                clickhouse.kill_and_start_again(pause).await;
             }
             Fault::KillNats => {
+                let mut nats = self.shared.nats.lock().await;
                 self.tally.count("NATS killed");
-                self.nats.kill();
+                nats.kill();
                 tokio::time::sleep(absence(plan)).await;
-                self.nats.start_again();
+                nats.start_again();
             }
             Fault::Freeze(Which::ClickHouse) => {
+                let clickhouse = self.shared.clickhouse.lock().await;
                 self.tally.count("ClickHouse frozen");
-                self.clickhouse.signal("STOP");
+                clickhouse.signal("STOP");
                 plan.pause(200, 3000).await;
-                self.clickhouse.signal("CONT");
+                clickhouse.signal("CONT");
             }
             Fault::Freeze(Which::Nats) => {
+                let nats = self.shared.nats.lock().await;
                 self.tally.count("NATS frozen");
-                self.nats.signal("STOP");
+                nats.signal("STOP");
                 plan.pause(200, 6000).await;
-                self.nats.signal("CONT");
+                nats.signal("CONT");
             }
             Fault::Cut(which) => {
                 self.count(which, "connections cut");

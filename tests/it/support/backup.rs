@@ -29,9 +29,10 @@ pub async fn backup(client: &Client, name: &str) -> Backup {
     let mut pieces = Vec::new();
     loop {
         let piece = archive.next().await.unwrap();
-        // The last one is empty, with the reason in its headers where it is not the end.
+        // The last one is empty, and may have a status, which is an error or 204.
         if piece.payload.is_empty() {
-            assert!(piece.headers.is_none(), "{:?}", piece.headers);
+            let ended = piece.status.is_none_or(|status| status.as_u16() == 204);
+            assert!(ended, "{piece:?}");
             break;
         }
         if let Some(reply) = piece.reply {

@@ -50,6 +50,7 @@ impl Daemon {
         let mut command = command(config);
         command
             .args(arguments)
+            .arg("serve")
             .env("RUST_LOG", format!("warn,analytics_server={log_filter}"));
         let mut daemon = Self::spawn(command, &log);
         daemon.log_is_temporary = true;
@@ -60,15 +61,23 @@ impl Daemon {
     pub fn start_logging_to(log: &Path, config: &Path, variables: &[(&str, &str)]) -> Self {
         let mut command = command(config);
         command
+            .arg("serve")
             .env("RUST_LOG", "warn,async_nats=off,analytics_server=info")
             .envs(variables.iter().copied());
+        Self::spawn(command, log)
+    }
+
+    /// `analytics-server verify --repair` instead, which works like a daemon, on the same
+    /// checkpoint, until it is done.
+    pub fn repair_logging_to(log: &Path, config: &Path) -> Self {
+        let mut command = command(config);
+        command.args(["verify", "--repair"]);
         Self::spawn(command, log)
     }
 
     fn spawn(mut command: Command, log: &Path) -> Self {
         let file = File::options().create(true).append(true).open(log);
         let child = command
-            .arg("serve")
             .stdout(Stdio::null())
             .stderr(file.unwrap())
             .spawn()
