@@ -1,6 +1,7 @@
 //! What is done to the servers while no daemon runs: an operator moves a table or puts the
 //! stream back from a backup, or NATS' clock is set back.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use async_nats::jetstream;
@@ -44,7 +45,7 @@ const TABLES: [&str; 9] = [
 impl<'b> Maintenance<'_, 'b> {
     /// Replaces a table by a copy that has all of its rows and knows no token, as moving it
     /// to other disks or from a backup would. Returns its name.
-    pub async fn move_a_table<F: Copy>(&self, plan: &mut Plan<F>) -> String {
+    pub async fn move_a_table<F: Copy + Debug>(&self, plan: &mut Plan<F>) -> String {
         let table = match plan.any_of(2) {
             0 => "{database}.analytics_events",
             _ => TABLES[plan.any_of(TABLES.len())],
@@ -87,7 +88,7 @@ impl<'b> Maintenance<'_, 'b> {
 
     /// Makes the checkpoint say that JetStream stored everything later than it says itself,
     /// by anything from a millisecond to hours. Returns how many ranges are in flight.
-    pub async fn set_clock_back<F: Copy>(&self, plan: &mut Plan<F>) -> Option<usize> {
+    pub async fn set_clock_back<F: Copy + Debug>(&self, plan: &mut Plan<F>) -> Option<usize> {
         let most = 10_u64.pow(1 + plan.any_of(7) as u32);
         let shift = plan.between(1, most);
         let nats = self.nats().await;

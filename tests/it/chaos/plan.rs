@@ -1,7 +1,7 @@
 //! Which fault comes next, and how many there were.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt::Display;
+use std::fmt::{Debug, Display};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ pub struct Plan<F> {
     rng: SmallRng,
 }
 
-impl<F: Copy> Plan<F> {
+impl<F: Copy + Debug> Plan<F> {
     /// Each of the `kinds` with its weight.
     pub fn new(kinds: &[(F, u32)], seed: u64, duration: Duration) -> Self {
         Self {
@@ -33,11 +33,20 @@ impl<F: Copy> Plan<F> {
         self
     }
 
+    /// Leaves out the kinds whose names do not contain this; none is left out where it is
+    /// empty.
+    pub fn only(mut self, name: &str) -> Self {
+        let is_named = |kind: &F| format!("{kind:?}").contains(name);
+        self.kinds.retain(|(kind, _)| is_named(kind));
+        self.first_round.retain(is_named);
+        self
+    }
+
     pub fn next(&mut self) -> Option<F> {
         if let Some(kind) = self.first_round.pop_front() {
             return Some(kind);
         }
-        if Instant::now() > self.end {
+        if Instant::now() > self.end || self.kinds.is_empty() {
             return None;
         }
         let total = self.kinds.iter().map(|(_, weight)| weight).sum();
