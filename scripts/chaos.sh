@@ -8,9 +8,11 @@ Usage: scripts/chaos.sh [OPTIONS]
 
 Publishes events of all kinds while ClickHouse alone is killed, in the middle of
 small inserts, as fast as it comes up; then again, while the daemons, ClickHouse,
-nats-server and the connections between them are killed, frozen and cut at random.
-Prints how often what was broken, and how many events were lost or duplicated, how
-many views and dead letters are wrong. Ends with 0 if none, else with 1.
+nats-server and the connections between them are killed, frozen and cut at random,
+tables are replaced by copies, NATS' clock is set back, the stream is put back from a
+backup, and `verify --repair` runs. Prints how often what was broken, and how many
+events were lost or duplicated, how many views and dead letters are wrong, an
+operator's own among them. Ends with 0 if none, else with 1.
 
   --minutes N      how long everything is broken at random (5)
   --seed S         decides which fault comes when (any)

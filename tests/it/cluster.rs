@@ -1,4 +1,5 @@
-//! A NATS cluster of three servers, of which one is lost.
+//! A NATS cluster of three servers, of which one is lost, and what a restore makes of a
+//! stream.
 
 use std::time::SystemTime;
 
@@ -8,8 +9,10 @@ use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::jetstream;
 use futures_util::{StreamExt, stream};
 use prost::Message;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::support::backup::{backup, restore, restored};
 use crate::support::daemon::Daemon;
 use crate::support::nats::Nats;
 use crate::support::{World, eventually};
@@ -96,4 +99,54 @@ async fn the_leader_of_a_replicated_stream_is_killed_while_events_flow_and_none_
     world.views_equal_a_recount().await;
     let (status, log) = daemon.stop().await;
     assert!(status.success(), "{log}");
+}
+
+/// When JetStream stored each message of the stream, by sequence.
+async fn storage_times(stream: &jetstream::stream::Stream) -> Vec<(u64, OffsetDateTime)> {
+    let state = &stream.cached_info().state;
+    let mut times = Vec::new();
+    for sequence in state.first_sequence..=state.last_sequence {
+        let message = stream.get_raw_message(sequence).await.unwrap();
+        times.push((message.sequence, message.time));
+    }
+    times
+}
+
+#[tokio::test]
+async fn a_restored_stream_has_the_same_messages_and_was_created_at_another_time() {
+    let alone = Nats::start().await;
+    let cluster = Nats::cluster().await;
+    for (nats, num_replicas) in [(&alone, 1), (&cluster[0], 3)] {
+        let client = nats.client().await;
+        let jetstream = nats.jetstream().await;
+        let config = jetstream::stream::Config {
+            name: "ANALYTICS".to_owned(),
+            subjects: vec!["fechatter.analytics.>".to_owned()],
+            num_replicas,
+            ..Default::default()
+        };
+        jetstream.create_stream(config).await.unwrap();
+        let mut population = Population::new(7);
+        // Enough for several pieces.
+        let samples: Vec<Sample> = (0..3000)
+            .map(|_| population.event(SystemTime::now(), None))
+            .collect();
+        stream::iter(samples)
+            .for_each_concurrent(64, async |sample| publish(&jetstream, sample).await)
+            .await;
+        // Sequences that begin after the first.
+        let before = jetstream.get_stream("ANALYTICS").await.unwrap();
+        before.purge().sequence(11).await.unwrap();
+        let before = jetstream.get_stream("ANALYTICS").await.unwrap();
+        let times = storage_times(&before).await;
+        assert_eq!(times.len(), 2990);
+
+        let backup = backup(&client, "ANALYTICS").await;
+        jetstream.delete_stream("ANALYTICS").await.unwrap();
+        restore(&client, &backup).await;
+        let after = restored(&client, &backup).await;
+        assert_eq!(storage_times(&after).await, times, "{num_replicas}");
+        let created = [&before, &after].map(|stream| stream.cached_info().created);
+        assert_ne!(created[0], created[1], "{num_replicas}");
+    }
 }

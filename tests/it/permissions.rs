@@ -9,21 +9,12 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::http::health_of;
-use crate::support::clickhouse::{Server, lasting_port, post};
+use crate::support::clickhouse::post;
 use crate::support::daemon::{self, Daemon};
 use crate::support::events::{event, publish_with_an_odd_header};
 use crate::support::nats::Nats;
-use crate::support::{World, eventually, rewriting};
-
-/// The first block of code after this heading of the guide.
-fn guide(heading: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
-    let text = std::fs::read_to_string(path).unwrap();
-    let (_, section) = text.split_once(heading).unwrap();
-    let (_, block) = section.split_once("```").unwrap();
-    let (_language, block) = block.split_once('\n').unwrap();
-    block.split_once("```").unwrap().0.to_owned()
-}
+use crate::support::restricted::{EVERYTHING, RestrictedClickHouse};
+use crate::support::{World, eventually, guide, rewriting};
 
 /// Exit code, and all that it says.
 async fn run(config: &Path, arguments: &[&str]) -> (Option<i32>, String) {
@@ -42,7 +33,7 @@ async fn succeeds(config: &Path, commands: &[&[&str]]) {
 /// A nats-server as the guide sets it up, after `change`, and what logs in to it.
 async fn nats(dir: &TempDir, change: impl Fn(String) -> String) -> World {
     // The folder is the test's own.
-    let text = guide("### NATS: an account").replace("jetstream { store_dir", "# {");
+    let text = guide::block("### NATS: an account").replace("jetstream { store_dir", "# {");
     let file = dir.path().join("nats.conf");
     std::fs::write(&file, change(text)).unwrap();
     World::with_nats(Nats::start_with(&["--config", file.to_str().unwrap()]).await)
@@ -152,82 +143,10 @@ async fn a_right_that_nats_does_not_give_is_named_in_one_line() {
     assert_eq!(log.matches(&line).count(), 1, "{log}");
 }
 
-/// The embedded engine, whose one user may do what these statements of the guide say.
-struct ClickHouse {
-    server: Option<Server>,
-    dir: TempDir,
-    port: u16,
-}
-
-impl ClickHouse {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let files = dir.path().join("data/user_files");
-        std::fs::create_dir_all(&files).unwrap();
-        let users = dir.path().join("users.xml").display().to_string();
-        let config = format!("<clickhouse><users_config>{users}</users_config></clickhouse>");
-        // The engine looks for it in the folder that it works in.
-        std::fs::write(files.join("config.xml"), config).unwrap();
-        let port = lasting_port();
-        Self {
-            server: None,
-            dir,
-            port,
-        }
-    }
-
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-
-    /// Starts it, or starts it again.
-    fn start(&mut self, statements: &[String]) {
-        if let Some(server) = self.server.take() {
-            server.terminate();
-        }
-        let grants = statements.iter().map(|statement| {
-            let (statement, _user) = statement.rsplit_once(" TO ").unwrap();
-            format!("<query>{statement}</query>")
-        });
-        let users = format!(
-            "<clickhouse>
-               <profiles><default></default></profiles>
-               <quotas><default></default></quotas>
-               <users><default>
-                 <password></password><networks><ip>::/0</ip></networks>
-                 <profile>default</profile><quota>default</quota>
-                 <grants>{}</grants>
-               </default></users>
-             </clickhouse>",
-            grants.collect::<String>()
-        );
-        std::fs::write(self.dir.path().join("users.xml"), users).unwrap();
-        let data = self.dir.path().join("data");
-        self.server = Some(Server::spawn(&mut crate::support::clickhouse::command(
-            &data, self.port,
-        )));
-    }
-}
-
-/// The grants of the daemon's user, in this database.
-fn grants(database: &str) -> Vec<String> {
-    let block = guide("### ClickHouse: users").replace("fechatter_analytics", database);
-    let statements = block.split_terminator(';').map(str::trim);
-    let statements = statements.map(|statement| match statement.strip_prefix("--") {
-        Some(commented) => commented.split_once('\n').unwrap().1,
-        None => statement,
-    });
-    statements
-        .filter(|statement| statement.starts_with("GRANT") && statement.ends_with("TO analytics"))
-        .map(str::to_owned)
-        .collect()
-}
-
 #[tokio::test]
 async fn the_grants_of_the_guide_suffice_each_for_what_it_is_there() {
-    let mut clickhouse = ClickHouse::new();
-    let world = World::with_servers(Nats::start().await, &clickhouse.url());
-    let grants = grants(&world.database);
+    let (world, mut clickhouse) = RestrictedClickHouse::with_world(Nats::start().await);
+    let grants = guide::grants(&world.database);
     let [carry, processes, schema, letters, repairs] = &grants[..] else {
         panic!("{grants:?}");
     };
@@ -235,7 +154,7 @@ async fn the_grants_of_the_guide_suffice_each_for_what_it_is_there() {
 
     // Nothing but what an insert needs: the schema cannot be made.
     let daily = [carry.clone(), processes.clone()];
-    clickhouse.start(&daily);
+    clickhouse.start(&daily).await;
     let (code, said) = run(&config, &["migrate"]).await;
     assert_eq!(code, Some(1), "{said}");
     assert_eq!(said.lines().count(), 1, "{said}");
@@ -254,9 +173,11 @@ async fn the_grants_of_the_guide_suffice_each_for_what_it_is_there() {
     .await;
     drop(daemon);
 
-    clickhouse.start(&[&daily[..], std::slice::from_ref(schema)].concat());
+    clickhouse
+        .start(&[&daily[..], std::slice::from_ref(schema)].concat())
+        .await;
     succeeds(&config, &[&["migrate"]]).await;
-    clickhouse.start(&daily);
+    clickhouse.start(&daily).await;
     let daemon = Daemon::start(&config);
     succeeds(&config, &[SEND, &["check"], &["verify"]]).await;
     // Everything is compared with ClickHouse, which is what the right to look at running
@@ -283,7 +204,9 @@ async fn the_grants_of_the_guide_suffice_each_for_what_it_is_there() {
         said.contains("necessary to have the grant ALTER DELETE"),
         "{said}"
     );
-    clickhouse.start(&[&daily[..], std::slice::from_ref(letters)].concat());
+    clickhouse
+        .start(&[&daily[..], std::slice::from_ref(letters)].concat())
+        .await;
     succeeds(
         &config,
         &[
@@ -293,7 +216,9 @@ async fn the_grants_of_the_guide_suffice_each_for_what_it_is_there() {
     )
     .await;
 
-    clickhouse.start(&[&daily[..], std::slice::from_ref(repairs)].concat());
+    clickhouse
+        .start(&[&daily[..], std::slice::from_ref(repairs)].concat())
+        .await;
     let lose = format!(
         "ALTER TABLE {}.daily_active_users DELETE WHERE 1 SETTINGS mutations_sync = 1",
         world.database
@@ -307,9 +232,8 @@ async fn the_grants_of_the_guide_suffice_each_for_what_it_is_there() {
 
 #[tokio::test]
 async fn a_right_that_is_needed_after_a_loss_only_is_asked_for_before() {
-    let mut clickhouse = ClickHouse::new();
-    let world = World::with_servers(Nats::start().await, &clickhouse.url());
-    clickhouse.start(&["GRANT ALL ON *.* TO analytics".to_owned()]);
+    let (world, mut clickhouse) = RestrictedClickHouse::with_world(Nats::start().await);
+    clickhouse.start(&[EVERYTHING.to_owned()]).await;
     for sql in [
         "CREATE DATABASE forbid",
         "CREATE TABLE forbid.processes ENGINE = Memory AS SELECT * FROM system.processes",
@@ -317,7 +241,7 @@ async fn a_right_that_is_needed_after_a_loss_only_is_asked_for_before() {
         let (head, body) = post(&clickhouse.url(), "/", "", sql);
         assert!(head.starts_with("http/1.1 200"), "{body}");
     }
-    clickhouse.start(&grants(&world.database));
+    clickhouse.start(&guide::grants(&world.database)).await;
     // The engine shows everybody all of `system`; a server as it is packaged does not.
     let changes = [("system.processes", "forbid.processes")];
     let proxy = rewriting::start(&clickhouse.url(), &changes).await;

@@ -1,12 +1,15 @@
 //! What the tests stand on: a nats-server each, one ClickHouse for all with a
 //! database each, and the binary itself. A server that is missing is a failure.
 
+pub mod backup;
 pub mod clickhouse;
 pub mod daemon;
 pub mod events;
 pub mod fake_clickhouse;
+pub mod guide;
 pub mod nats;
 pub mod proxy;
+pub mod restricted;
 pub mod rewriting;
 pub mod tls;
 
@@ -232,6 +235,11 @@ impl World {
     /// The views that do not say what a recount of `analytics_events` says, each with
     /// some of the rows that differ.
     pub async fn wrong_views(&self) -> Vec<String> {
+        self.wrong_among(&VIEWS).await
+    }
+
+    /// The same for views of a test's own: what each says, and what it should say.
+    pub async fn wrong_among(&self, views: &[(&str, &str)]) -> Vec<String> {
         let ask = async |sql: String| self.ask(&sql).await.unwrap();
         let digest = |sql| {
             format!(
@@ -240,7 +248,7 @@ impl World {
         };
         let beyond = |one, other| format!("SELECT * FROM (({one}) EXCEPT ({other})) LIMIT 2");
         let mut wrong = Vec::new();
-        for (view, recount) in VIEWS {
+        for (view, recount) in views {
             let (says, should_say) = (ask(digest(view)).await, ask(digest(recount)).await);
             if says != should_say {
                 let wrongly = ask(beyond(view, recount)).await;

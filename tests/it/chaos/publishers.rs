@@ -9,6 +9,7 @@ use async_nats::jetstream::{self, stream};
 use async_nats::{ConnectOptions, HeaderMap};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use tokio::sync::{RwLock, RwLockWriteGuard};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -61,6 +62,8 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(2 * 3600);
 
 pub struct Publishers {
     ledger: Arc<Mutex<Ledger>>,
+    /// Held for reading by each message until it is confirmed.
+    gate: Arc<RwLock<()>>,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -78,6 +81,7 @@ impl Publishers {
         };
         let mut publishers = Self {
             ledger: Arc::default(),
+            gate: Arc::default(),
             stop: CancellationToken::new(),
             tasks: JoinSet::new(),
         };
@@ -92,15 +96,22 @@ impl Publishers {
                 traffic.seed.wrapping_add(u64::from(number) << 32),
                 traffic.days,
             );
-            publishers.tasks.spawn(publish(
+            let publisher = Publisher {
                 jetstream,
-                author,
-                Duration::from_secs(1) * PUBLISHERS / traffic.rate,
-                Arc::clone(&publishers.ledger),
-                publishers.stop.clone(),
-            ));
+                interval: Duration::from_secs(1) * PUBLISHERS / traffic.rate,
+                ledger: Arc::clone(&publishers.ledger),
+                gate: Arc::clone(&publishers.gate),
+                stop: publishers.stop.clone(),
+            };
+            publishers.tasks.spawn(publisher.publish(author));
         }
         publishers
+    }
+
+    /// Waits until nothing that was sent is unconfirmed; nothing is sent until what this
+    /// returns is dropped.
+    pub async fn pause(&self) -> RwLockWriteGuard<'_, ()> {
+        self.gate.write().await
     }
 
     /// Ends with nothing that was sent left unconfirmed.
@@ -123,43 +134,50 @@ pub async fn connect(nats_url: &str) -> async_nats::Client {
         .unwrap()
 }
 
-async fn publish(
+struct Publisher {
     jetstream: jetstream::Context,
-    mut author: Author,
     interval: Duration,
     ledger: Arc<Mutex<Ledger>>,
+    gate: Arc<RwLock<()>>,
     stop: CancellationToken,
-) {
-    let mut ticks = tokio::time::interval(interval);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut unconfirmed = FuturesUnordered::new();
-    while !(stop.is_cancelled() && unconfirmed.is_empty()) {
-        tokio::select! {
-            _ = ticks.tick(), if !stop.is_cancelled() && unconfirmed.len() < WINDOW => {
-                unconfirmed.push(until_confirmed(&jetstream, author.write()));
-            }
-            Some((sequence, draft)) = unconfirmed.next() => {
-                ledger.lock().unwrap().confirm(sequence, draft);
-            }
-            () = stop.cancelled(), if unconfirmed.is_empty() => {}
-        }
-    }
 }
 
-/// Sends a message, again and again under the same id, until JetStream has confirmed it.
-async fn until_confirmed(jetstream: &jetstream::Context, draft: Draft) -> (u64, Draft) {
-    loop {
-        let mut headers = HeaderMap::new();
-        headers.insert(async_nats::header::NATS_MESSAGE_ID, draft.id.as_str());
-        let payload = draft.payload.clone().into();
-        let published = jetstream
-            .publish_with_headers(draft.subject.clone(), headers, payload)
-            .await;
-        if let Ok(confirmation) = published
-            && let Ok(confirmed) = confirmation.await
-        {
-            return (confirmed.sequence, draft);
+impl Publisher {
+    async fn publish(self, mut author: Author) {
+        let mut ticks = tokio::time::interval(self.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut unconfirmed = FuturesUnordered::new();
+        while !(self.stop.is_cancelled() && unconfirmed.is_empty()) {
+            tokio::select! {
+                _ = ticks.tick(), if !self.stop.is_cancelled() && unconfirmed.len() < WINDOW => {
+                    unconfirmed.push(self.until_confirmed(author.write()));
+                }
+                Some((sequence, draft)) = unconfirmed.next() => {
+                    self.ledger.lock().unwrap().confirm(sequence, draft);
+                }
+                () = self.stop.cancelled(), if unconfirmed.is_empty() => {}
+            }
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+
+    /// Sends a message, again and again under the same id, until JetStream has confirmed
+    /// it.
+    async fn until_confirmed(&self, draft: Draft) -> (u64, Draft) {
+        let _open = self.gate.read().await;
+        loop {
+            let mut headers = HeaderMap::new();
+            headers.insert(async_nats::header::NATS_MESSAGE_ID, draft.id.as_str());
+            let payload = draft.payload.clone().into();
+            let published = self
+                .jetstream
+                .publish_with_headers(draft.subject.clone(), headers, payload)
+                .await;
+            if let Ok(confirmation) = published
+                && let Ok(confirmed) = confirmation.await
+            {
+                return (confirmed.sequence, draft);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 }

@@ -9,11 +9,14 @@ use super::plan::Tally;
 use super::verdict::Verdict;
 
 /// Kinds of fault of which there are several, summed up.
-const TOTALS: [&str; 4] = [
+const TOTALS: [&str; 7] = [
     "daemon killed",
     "daemon frozen past the lease",
     "ClickHouse killed",
     "NATS killed",
+    "table moved",
+    "clock set back",
+    "verify --repair run",
 ];
 
 /// What the daemons may say of a fault, and the part of the line that tells.

@@ -1,13 +1,10 @@
 //! The servers and the way to them: killed, frozen, cut off, and back again.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::daemons::Links;
+use super::maintenance::Shared;
 use super::plan::{Plan, Tally};
-use crate::support::clickhouse::{Server, command};
-use crate::support::nats::Nats;
 use crate::support::proxy::{Link, Proxy};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,100 +50,58 @@ pub const FAULTS: &[(Fault, u32)] = &[
     (Fault::Refuse(Which::Nats), 3),
 ];
 
-/// A ClickHouse that comes back on the same data and port.
-pub struct ClickHouse {
-    /// None while it is away.
-    server: Option<Server>,
-    path: PathBuf,
-    port: u16,
-    log: PathBuf,
-}
-
-impl ClickHouse {
-    /// Its data and its log go into `dir`.
-    pub async fn start(dir: &Path, port: u16) -> Self {
-        let (path, log) = (dir.join("clickhouse"), dir.join("clickhouse.log"));
-        Self {
-            server: Some(spawn(&path, port, &log).await),
-            path,
-            port,
-            log,
-        }
-    }
-
-    pub async fn kill_and_start_again(&mut self, pause: Duration) {
-        if let Some(server) = self.server.take() {
-            server.kill9();
-        }
-        tokio::time::sleep(pause).await;
-        self.server = Some(spawn(&self.path, self.port, &self.log).await);
-    }
-
-    fn signal(&self, name: &str) {
-        if let Some(server) = &self.server {
-            server.signal(name);
-        }
-    }
-}
-
-/// Returns once it answers.
-async fn spawn(path: &Path, port: u16, log: &Path) -> Server {
-    let mut command = command(path, port);
-    let file = File::options().create(true).append(true).open(log);
-    command.stderr(file.unwrap());
-    tokio::task::spawn_blocking(move || Server::spawn(&mut command))
-        .await
-        .unwrap()
-}
-
-pub struct Servers<'a> {
-    pub clickhouse: &'a mut ClickHouse,
-    pub nats: &'a mut Nats,
+pub struct Servers<'a, 'b> {
+    pub shared: &'a Shared<'b>,
     /// Of each daemon.
     pub links: &'a [Links],
     pub tally: &'a Tally,
 }
 
-impl Servers<'_> {
+impl Servers<'_, '_> {
     /// Breaks one after another until the plan ends; all is well then.
-    pub async fn break_by(mut self, mut plan: Plan<Fault>) {
+    pub async fn break_by(self, mut plan: Plan<Fault>) {
         while let Some(fault) = plan.next() {
             plan.pause(500, 3000).await;
             self.inject(fault, &mut plan).await;
         }
     }
 
-    async fn inject(&mut self, fault: Fault, plan: &mut Plan<Fault>) {
+    async fn inject(&self, fault: Fault, plan: &mut Plan<Fault>) {
         match fault {
             Fault::KillClickHouse => {
+                let mut clickhouse = self.shared.clickhouse.lock().await;
                 let pause = absence(plan);
                 self.tally.count("ClickHouse killed");
-                self.clickhouse.kill_and_start_again(pause).await;
+                clickhouse.kill_and_start_again(pause).await;
             }
             Fault::KillClickHouseFrozen => {
-                self.clickhouse.signal("STOP");
+                let mut clickhouse = self.shared.clickhouse.lock().await;
+                clickhouse.signal("STOP");
                 plan.pause(100, 1000).await;
                 let pause = absence(plan);
                 self.tally.count("ClickHouse killed, frozen before");
-                self.clickhouse.kill_and_start_again(pause).await;
+                clickhouse.kill_and_start_again(pause).await;
             }
             Fault::KillNats => {
+                let mut nats = self.shared.nats.lock().await;
                 self.tally.count("NATS killed");
-                self.nats.kill();
+                nats.kill();
                 tokio::time::sleep(absence(plan)).await;
-                self.nats.start_again();
+                nats.start_again();
             }
             Fault::Freeze(Which::ClickHouse) => {
+                let clickhouse = self.shared.clickhouse.lock().await;
                 self.tally.count("ClickHouse frozen");
-                self.clickhouse.signal("STOP");
+                clickhouse.signal("STOP");
                 plan.pause(200, 3000).await;
-                self.clickhouse.signal("CONT");
+                clickhouse.signal("CONT");
             }
             Fault::Freeze(Which::Nats) => {
+                let nats = self.shared.nats.lock().await;
                 self.tally.count("NATS frozen");
-                self.nats.signal("STOP");
+                nats.signal("STOP");
                 plan.pause(200, 6000).await;
-                self.nats.signal("CONT");
+                nats.signal("CONT");
             }
             Fault::Cut(which) => {
                 self.count(which, "connections cut");

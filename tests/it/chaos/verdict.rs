@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use clickhouse::Row;
 use serde::Deserialize;
 
+use super::operator;
 use super::publishers::{Ledger, Place};
 use crate::support::{LIMIT, World};
 
@@ -54,6 +55,8 @@ impl Verdict {
                 ledger.messages
             ));
         }
+        let mut views_wrong = world.wrong_views().await;
+        views_wrong.extend(world.wrong_among(&operator::VIEWS).await);
         let mut verdict = Self {
             messages: ledger.messages,
             events: ledger.events.len(),
@@ -61,7 +64,7 @@ impl Verdict {
             lost: Vec::new(),
             duplicated: Vec::new(),
             unexplained: Vec::new(),
-            views_wrong: world.wrong_views().await,
+            views_wrong,
             dead_letters_wrong: Vec::new(),
             unsettled,
         };

@@ -45,6 +45,7 @@ impl Daemon {
         let mut command = command(config);
         command
             .args(arguments)
+            .arg("serve")
             .env("RUST_LOG", format!("warn,analytics_server={log_filter}"));
         Self::spawn_logging_for_itself(command)
     }
@@ -59,7 +60,8 @@ impl Daemon {
                 &format!(r#"ulimit -n {descriptors} && exec "$0" "$@""#),
             ])
             .arg(daemon.get_program())
-            .args(daemon.get_args());
+            .args(daemon.get_args())
+            .arg("serve");
         for (name, _) in daemon.get_envs().filter(|(_, value)| value.is_none()) {
             shell.env_remove(name);
         }
@@ -82,15 +84,23 @@ impl Daemon {
     pub fn start_logging_to(log: &Path, config: &Path, variables: &[(&str, &str)]) -> Self {
         let mut command = command(config);
         command
+            .arg("serve")
             .env("RUST_LOG", "warn,async_nats=off,analytics_server=info")
             .envs(variables.iter().copied());
+        Self::spawn(command, log)
+    }
+
+    /// `analytics-server verify --repair` instead, which works like a daemon, on the same
+    /// checkpoint, until it is done.
+    pub fn repair_logging_to(log: &Path, config: &Path) -> Self {
+        let mut command = command(config);
+        command.args(["verify", "--repair"]);
         Self::spawn(command, log)
     }
 
     fn spawn(mut command: Command, log: &Path) -> Self {
         let file = File::options().create(true).append(true).open(log);
         let child = command
-            .arg("serve")
             .stdout(Stdio::null())
             .stderr(file.unwrap())
             .spawn()
