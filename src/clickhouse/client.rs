@@ -230,13 +230,24 @@ impl ClickHouse {
 
     /// Which process answers: another one after ClickHouse was started again.
     ///
+    /// # Errors
+    /// Also where the user cannot see it: every process would look like the one before.
+    pub async fn process(&self) -> Result<String, Error> {
+        self.visible_process().await?.ok_or_else(|| {
+            let user = quote_identifier(&self.user);
+            Error::Custom(format!(
+                "this user cannot see which ClickHouse process answers: \
+                 GRANT SELECT ON system.processes TO {user}"
+            ))
+        })
+    }
+
+    /// Which process answers, `None` where the user cannot see it.
+    ///
     /// ClickHouse gives the tables of `system` ids that it makes up at its start; the
     /// embedded engine gives one to the database alone. Both are shown to whoever may read
     /// `system.processes`.
-    ///
-    /// # Errors
-    /// Also where none is shown: every process would look like the one before.
-    pub async fn process(&self) -> Result<String, Error> {
+    pub async fn visible_process(&self) -> Result<Option<String>, Error> {
         #[derive(Row, serde::Deserialize)]
         struct Process {
             process: String,
@@ -256,14 +267,7 @@ impl ClickHouse {
                 &[],
             )
             .await?;
-        let shown = rows.into_iter().next().map(|row| row.process);
-        shown.ok_or_else(|| {
-            let user = quote_identifier(&self.user);
-            Error::Custom(format!(
-                "this user cannot see which ClickHouse process answers: \
-                 GRANT SELECT ON system.processes TO {user}"
-            ))
-        })
+        Ok(rows.into_iter().next().map(|row| row.process))
     }
 
     /// The server's version: that it answers, and lets the user in.

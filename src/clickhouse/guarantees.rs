@@ -140,7 +140,8 @@ fn of_missing((name, file): (&str, &str)) -> Finding {
 /// an insert of an earlier writer still runs, nor whether ClickHouse is the process that
 /// knows a token: an outage would lose events or count them twice, without a word.
 async fn of_rights(clickhouse: &ClickHouse) -> Result<Option<Finding>, Error> {
-    if stored::may_see_processes(clickhouse).await? {
+    let sees_inserts = stored::may_see_processes(clickhouse).await?;
+    if sees_inserts && clickhouse.visible_process().await?.is_some() {
         return Ok(None);
     }
     let user = quote_identifier(clickhouse.user());
@@ -188,7 +189,9 @@ async fn of_settings(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
 
 /// What inserts and recounts ask for beside a token.
 fn asked_settings() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-    INSERT_SETTINGS.iter().chain(&PATIENT_SETTINGS)
+    let recounts = PATIENT_SETTINGS.iter();
+    let recounts = recounts.filter(|setting| !INSERT_SETTINGS.contains(setting));
+    INSERT_SETTINGS.iter().chain(recounts)
 }
 
 /// The settings that are asked for and not given.

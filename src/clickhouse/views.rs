@@ -285,13 +285,16 @@ impl View {
         .await
     }
 
-    /// The days that the target holds rows of.
-    pub async fn held_days(&self, clickhouse: &ClickHouse) -> Result<BTreeSet<Date>, Error> {
+    /// The days that the target holds rows of, or should.
+    pub async fn all_days(&self, clickhouse: &ClickHouse) -> Result<BTreeSet<Date>, Error> {
         let day = quote_identifier(&self.day);
-        let table = self.target.quoted();
+        let (table, select) = (self.target.quoted(), &self.select);
         self.days(
             clickhouse,
-            &format!("SELECT DISTINCT toString({day}) AS day FROM {table}"),
+            &format!(
+                "SELECT DISTINCT toString({day}) AS day FROM
+                 (SELECT {day} FROM {table} UNION ALL SELECT {day} FROM ({select}))"
+            ),
         )
         .await
     }

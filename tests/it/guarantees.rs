@@ -66,6 +66,7 @@ async fn a_table_that_would_count_a_repeat_again_is_refused_until_the_remedy_is_
     repaired(&config).await;
     for statement in [
         "CREATE TABLE mine (date Date) ENGINE = MergeTree ORDER BY date",
+        "CREATE MATERIALIZED VIEW mine_mv TO mine AS SELECT toDate(server_ts) AS date FROM analytics_events",
         "ALTER TABLE session_totals MODIFY SETTING non_replicated_deduplication_window = 999",
         "ALTER TABLE analytics_events MODIFY SETTING async_insert = 1",
     ] {
@@ -90,10 +91,62 @@ async fn a_table_that_would_count_a_repeat_again_is_refused_until_the_remedy_is_
 }
 
 #[tokio::test]
+async fn whatever_an_insert_reaches_must_recognise_a_repeat() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    repaired(&config).await;
+    let other = format!("{}_other", world.database);
+    let window = "SETTINGS non_replicated_deduplication_window = 10000";
+    for statement in [
+        format!("CREATE DATABASE {other}"),
+        // In another database.
+        format!("CREATE TABLE {other}.days (date Date, n UInt64) ENGINE = SummingMergeTree ORDER BY date"),
+        format!("CREATE MATERIALIZED VIEW {other}.days_mv TO {other}.days AS SELECT toDate(server_ts) AS date, count() AS n FROM analytics_events GROUP BY date"),
+        // Of a view's target, by way of a table that keeps nothing.
+        "CREATE TABLE passed (date Date) ENGINE = Null".to_owned(),
+        "CREATE MATERIALIZED VIEW passed_mv TO passed AS SELECT date FROM error_tracking".to_owned(),
+        "CREATE MATERIALIZED VIEW errors (date Date) ENGINE = MergeTree ORDER BY date AS SELECT date FROM passed".to_owned(),
+        // Where nothing knows a token.
+        "CREATE TABLE letters (reason String) ENGINE = Memory".to_owned(),
+        "CREATE MATERIALIZED VIEW letters_mv TO letters AS SELECT reason FROM dead_letters".to_owned(),
+        // These are as they must be, or nothing reaches them.
+        format!("CREATE TABLE good (date Date) ENGINE = MergeTree ORDER BY date {window}"),
+        "CREATE MATERIALIZED VIEW good_mv TO good AS SELECT date FROM daily_active_users".to_owned(),
+        "CREATE TABLE unrelated (date Date) ENGINE = MergeTree ORDER BY date".to_owned(),
+    ] {
+        let run = world.clickhouse().query(&statement).execute().await;
+        run.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+    let inner = "SELECT name FROM system.tables WHERE database = currentDatabase() AND startsWith(name, '.inner')";
+    let inner = world.rows(inner).await[0]["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let remedies = both_refuse(
+        &config,
+        &[
+            &format!("table `{other}.days` would count a repeated insert again"),
+            &format!("table `{inner}` would count a repeated insert again"),
+            "table `letters` is a Memory, which would count a repeated insert again",
+        ],
+    )
+    .await;
+    assert_eq!(remedies.len(), 3, "{remedies:?}");
+    for remedy in remedies.iter().filter(|it| it.starts_with("ALTER")) {
+        world.clickhouse().query(remedy).execute().await.unwrap();
+    }
+    let drop = world.clickhouse().query("DROP VIEW letters_mv").execute();
+    drop.await.unwrap();
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+}
+
+#[tokio::test]
 async fn settings_that_inserts_do_not_get_are_refused() {
     let world = World::new().await;
     // As a proxy that has its own idea of them.
     let changes = [
+        ("max_execution_time=0", "max_execution_time=9"),
         ("async_insert=0", "async_insert=1"),
         (
             "materialized_views_ignore_errors=0",
@@ -104,6 +157,7 @@ async fn settings_that_inserts_do_not_get_are_refused() {
     let remedies = both_refuse(
         &config,
         &[
+            "inserts ask for max_execution_time = 0 and get 9",
             "inserts ask for async_insert = 0 and get 1",
             "deduplicate_insert is disable, so a repeated insert would be stored again",
         ],
@@ -112,7 +166,7 @@ async fn settings_that_inserts_do_not_get_are_refused() {
     let statements = remedies
         .iter()
         .filter(|it| it.contains("ALTER USER `default` SETTINGS"));
-    assert_eq!(statements.count(), 2, "{remedies:?}");
+    assert_eq!(statements.count(), 3, "{remedies:?}");
 
     let config = through(&world, &[("insert_deduplicate=1", "input_duplicate=1")]).await;
     let detail = "inserts ask for insert_deduplicate = 1, which is not known to this ClickHouse";

@@ -130,6 +130,35 @@ async fn an_insert_that_takes_too_long_is_sent_again_and_stored_once() {
     daemon.logs("outcome unknown").await;
 }
 
+/// A clock that stood still, as a suspended machine's does, would say that the lease has not
+/// run out: the record alone decides.
+#[tokio::test]
+async fn an_insert_is_not_repeated_by_an_instance_that_was_replaced_whatever_its_clock_says() {
+    let world = World::new().await;
+    let analytics =
+        "flush_interval_seconds: 0.1, insert_timeout_seconds: 1, lease_timeout_seconds: 3600";
+    let (fake, daemon) = start(&world, analytics).await;
+    fake.plan([Fate::Hang]);
+    world.publish("app.start", event("a")).await;
+    eventually("the insert is stored", async || {
+        let attempts = fake.attempts();
+        (attempts.first()?.answer == Some(200)).then_some(())
+    })
+    .await;
+    let jetstream = world.nats.jetstream().await;
+    let key = "ANALYTICS.analytics-processor";
+    let bucket = jetstream.get_key_value("analytics-checkpoints").await;
+    let bucket = bucket.unwrap();
+    let record = bucket.get(key).await.unwrap().unwrap();
+    let mut record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    record["owner"] = "another".into();
+    bucket.put(key, record.to_string().into()).await.unwrap();
+    daemon
+        .logs("another instance, another, has taken over")
+        .await;
+    assert_eq!(fake.attempts().len(), 1);
+}
+
 #[tokio::test]
 async fn rows_that_clickhouse_refuses_become_dead_letters_and_their_neighbours_are_stored() {
     let world = World::new().await;

@@ -11,6 +11,7 @@ mod chaos;
 mod cluster;
 mod commands;
 mod contract;
+mod crashes;
 mod dead_letters;
 mod embedded;
 mod guarantees;

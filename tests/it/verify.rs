@@ -211,3 +211,131 @@ async fn a_view_that_is_gone_is_not_exact() {
     assert_eq!(verify(&config, &["--repair"]).0, 0);
     world.views_equal_a_recount().await;
 }
+
+/// What somebody else has put into a view's target is his: a rebuild would delete it.
+#[tokio::test]
+async fn rows_that_no_event_explains_are_told_of_and_left() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    let run = async |sql: &str| {
+        let run = world
+            .clickhouse()
+            .query(sql)
+            .with_setting("mutations_sync", "1");
+        let run = run.execute().await;
+        run.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    };
+    for sql in [
+        // A target that a view of another table fills, too.
+        "CREATE TABLE activity (date Date, name String, n UInt64) ENGINE = SummingMergeTree PARTITION BY date ORDER BY (date, name) SETTINGS non_replicated_deduplication_window = 10000",
+        "CREATE MATERIALIZED VIEW activity_mv TO activity AS SELECT toDate(server_ts) AS date, event_type AS name, count() AS n FROM analytics_events GROUP BY date, name",
+        "CREATE TABLE imports (date Date, name String) ENGINE = MergeTree ORDER BY date",
+        "CREATE MATERIALIZED VIEW imports_mv TO activity AS SELECT date, name, count() AS n FROM imports GROUP BY date, name",
+        "INSERT INTO imports SELECT today(), toString(number) FROM numbers(1000)",
+        // What is no other view's, and has been written to by hand.
+        "INSERT INTO daily_active_users VALUES (today(), 'somebody from elsewhere', 7), (today() - 3, 'somebody', 1)",
+        // Somebody's own, with a name like those of the daemon's.
+        "CREATE TABLE rebuilt_by_hand_1 (a UInt8) ENGINE = MergeTree ORDER BY a",
+    ] {
+        run(sql).await;
+    }
+    publish_samples(&world, 300).await;
+    world.settled(300, 0).await;
+    // A day that differs, and could be built again but for these rows.
+    run("ALTER TABLE daily_active_users DELETE WHERE user_id NOT LIKE 'somebody%'").await;
+    let (code, report) = verify(&config, &["--repair"]);
+    assert_eq!(code, 1, "{report}");
+    assert_eq!(report["repaired"]["days_left"], 2, "{report}");
+    let others = report["views_not_compared"].to_string();
+    assert!(
+        others.contains("another view fills its target, too"),
+        "{others}"
+    );
+    for (rows, sql) in [
+        (
+            1000,
+            "SELECT sum(n) AS n FROM activity WHERE toUInt64OrNull(name) IS NOT NULL",
+        ),
+        (
+            8,
+            "SELECT sum(events_count) AS n FROM daily_active_users WHERE user_id LIKE 'somebody%'",
+        ),
+        (
+            1,
+            "SELECT count() AS n FROM system.tables WHERE database = currentDatabase() AND name = 'rebuilt_by_hand_1'",
+        ),
+    ] {
+        assert_eq!(world.number(sql).await, rows, "{sql}");
+    }
+    // Told what they are, the daemon builds the day.
+    run("ALTER TABLE daily_active_users DELETE WHERE user_id LIKE 'somebody%'").await;
+    let (code, report) = verify(&config, &["--repair"]);
+    assert_eq!((code, &report["exact"]), (0, &true.into()), "{report}");
+    world.views_equal_a_recount().await;
+}
+
+#[tokio::test]
+async fn views_of_views_are_compared_and_built_again_where_that_can_be_done() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    let window = "SETTINGS non_replicated_deduplication_window = 10000";
+    let other = format!("{}_other", world.database);
+    let run = async |sql: &str| {
+        let run = world
+            .clickhouse()
+            .query(sql)
+            .with_setting("mutations_sync", "1");
+        let run = run.execute().await;
+        run.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    };
+    for sql in [
+        format!("CREATE DATABASE {other}"),
+        // By another day than that of the events, in another database.
+        format!("CREATE TABLE {other}.received (day Date, n UInt64) ENGINE = SummingMergeTree PARTITION BY day ORDER BY day {window}"),
+        format!("CREATE MATERIALIZED VIEW {other}.received_mv TO {other}.received AS SELECT toDate(received_at) + 1 AS day, count() AS n FROM analytics_events GROUP BY day"),
+        // Of a view that keeps its rows, and of one that sums them.
+        format!("CREATE TABLE errors (date Date, error_type String, n UInt64) ENGINE = SummingMergeTree PARTITION BY date ORDER BY (date, error_type) {window}"),
+        "CREATE MATERIALIZED VIEW errors_mv TO errors AS SELECT date, error_type, count() AS n FROM error_tracking GROUP BY date, error_type".to_owned(),
+        format!("CREATE TABLE days (date Date, n UInt64) ENGINE = SummingMergeTree PARTITION BY date ORDER BY date {window}"),
+        "CREATE MATERIALIZED VIEW days_mv TO days AS SELECT date, sum(count) AS n FROM event_counts_by_type GROUP BY date".to_owned(),
+    ] {
+        run(&sql).await;
+    }
+    publish_samples(&world, 2000).await;
+    world.settled(2000, 0).await;
+    let output = command(&config).arg("verify").output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(
+        said.contains("in every view but one, which was not compared"),
+        "{said}"
+    );
+    assert!(
+        said.contains("not compared: days, since its source's rows are merged"),
+        "{said}"
+    );
+
+    run("TRUNCATE TABLE errors").await;
+    run(&format!("TRUNCATE TABLE {other}.received")).await;
+    let (code, report) = verify(&config, &[]);
+    assert_eq!(code, 1, "{report}");
+    for view in ["errors", &format!("{other}.received")] {
+        assert!(
+            report["days"].to_string().contains(&format!("\"{view}\"")),
+            "{report}"
+        );
+    }
+    // The view of a view is right after its source is.
+    run("ALTER TABLE error_tracking DELETE WHERE 1").await;
+    let (code, report) = verify(&config, &["--repair"]);
+    assert_eq!((code, &report["exact"]), (0, &true.into()), "{report}");
+    world.views_equal_a_recount().await;
+    let received = format!("SELECT sum(n) AS n FROM {other}.received");
+    assert_eq!(world.number(&received).await, 2000);
+    let sql = "SELECT (SELECT sum(n) FROM errors) = (SELECT count() FROM error_tracking) AS n";
+    assert_eq!(world.number(sql).await, 1);
+}

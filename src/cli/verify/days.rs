@@ -88,7 +88,7 @@ async fn days_with_rows(
         .map(|found| super::day(&found.day).map_err(anyhow::Error::msg));
     let mut days: BTreeSet<Date> = of_events.collect::<Result<_>>()?;
     for view in views {
-        days.extend(view.held_days(clickhouse).await?);
+        days.extend(view.all_days(clickhouse).await?);
     }
     days.retain(|day| (span.first..=span.last).contains(day));
     Ok(days)

@@ -70,6 +70,18 @@ impl RestrictedClickHouse {
         self.come_back().await;
     }
 
+    pub async fn start_as_administrator(&mut self) {
+        self.start(&[EVERYTHING.to_owned()]).await;
+    }
+
+    /// Ends it as a power failure would.
+    pub async fn stop(&mut self) {
+        if let Some(server) = self.server.take() {
+            let ended = tokio::task::spawn_blocking(|| server.kill9());
+            ended.await.unwrap();
+        }
+    }
+
     /// Ends it as a power failure would, and starts it again after `pause`.
     pub async fn kill_and_start_again(&mut self, pause: Duration) {
         if let Some(server) = self.server.take() {

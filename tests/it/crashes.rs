@@ -1,0 +1,177 @@
+//! What a ClickHouse that died in the middle of an insert leaves behind, and what the
+//! daemon makes of it: with the rights of the guide and no others.
+//!
+//! ClickHouse writes a token down before the rows are safe. To be killed just in between
+//! takes luck, so these tests take the part away again while the server is down: its
+//! token stays.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::support::daemon::Daemon;
+use crate::support::events::publish_samples;
+use crate::support::nats::Nats;
+use crate::support::restricted::RestrictedClickHouse;
+use crate::support::{World, eventually, guide};
+
+struct Crash {
+    world: World,
+    clickhouse: RestrictedClickHouse,
+    config: PathBuf,
+    log: PathBuf,
+}
+
+impl Crash {
+    /// Tables, a daemon that was there, and nothing stored.
+    async fn new(analytics: &str) -> Self {
+        let (world, mut clickhouse) = RestrictedClickHouse::with_world(Nats::start().await);
+        clickhouse.start(&guide::grants(&world.database)).await;
+        let config = world.config(analytics, "");
+        let log = world.dir.path().join("daemon.log");
+        let crash = Self {
+            world,
+            clickhouse,
+            config,
+            log,
+        };
+        let daemon = crash.start("");
+        daemon.logs("checkpoint taken over").await;
+        daemon.stop().await;
+        crash
+    }
+
+    fn start(&self, fault: &str) -> Daemon {
+        let variables = [("ANALYTICS_FAULT", fault)];
+        Daemon::start_logging_to(&self.log, &self.config, &variables)
+    }
+
+    /// Publishes, lets a daemon insert that ends before it commits, and takes a table's part
+    /// of the last insert away.
+    async fn lose(&mut self, events: usize, fault: &str, table: &str) {
+        publish_samples(&self.world, events).await;
+        let mut daemon = self.start(fault);
+        daemon.ended().await;
+        let part = format!(
+            "SELECT argMax(path, modification_time) AS path FROM system.parts
+             WHERE active AND database = currentDatabase() AND table = '{table}'"
+        );
+        let parts = self.world.ask(&part).await.unwrap();
+        let path = parts[0]["path"].as_str().unwrap().to_owned();
+        self.clickhouse.stop().await;
+        std::fs::remove_dir_all(path).unwrap();
+        self.clickhouse
+            .start(&guide::grants(&self.world.database))
+            .await;
+    }
+
+    async fn is_exact(&self, events: u64) {
+        self.world.settled(events, 0).await;
+        self.world.views_equal_a_recount().await;
+    }
+
+    async fn record(&self) -> Value {
+        let jetstream = self.world.nats.jetstream().await;
+        let bucket = jetstream.get_key_value("analytics-checkpoints").await;
+        let record = bucket.unwrap().get("ANALYTICS.analytics-processor").await;
+        serde_json::from_slice(&record.unwrap().unwrap()).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn rows_lost_between_a_token_and_a_part_count_once_in_every_view() {
+    let mut crash = Crash::new("flush_interval_seconds: 0.1").await;
+    crash
+        .lose(200, "kill@after-insert:1", "analytics_events")
+        .await;
+    let daemon = crash.start("");
+    crash.is_exact(200).await;
+    daemon
+        .logs("ClickHouse has lost rows that it said it has")
+        .await;
+    daemon.logs("views recounted").await;
+}
+
+#[tokio::test]
+async fn rows_of_a_view_alone_that_were_lost_are_there_again() {
+    let mut crash = Crash::new("flush_interval_seconds: 0.1").await;
+    crash
+        .lose(200, "kill@after-insert:1", "session_totals")
+        .await;
+    let daemon = crash.start("");
+    crash.is_exact(200).await;
+    daemon.logs("building the day again").await;
+}
+
+#[tokio::test]
+async fn the_second_of_two_recovered_ranges_is_recounted_like_the_first() {
+    // Two ranges in flight, of which the second one loses its rows.
+    let mut crash =
+        Crash::new("batch_size: 100, max_in_flight: 2, flush_interval_seconds: 60").await;
+    publish_samples(&crash.world, 100).await;
+    crash
+        .lose(100, "kill@after-insert:1", "analytics_events")
+        .await;
+    eventually("two ranges are in flight", async || {
+        (crash.record().await["in_flight"].as_array()?.len() == 2).then_some(())
+    })
+    .await;
+    let daemon = crash.start("");
+    daemon
+        .logs("ClickHouse has lost rows that it said it has")
+        .await;
+    crash.is_exact(200).await;
+}
+
+#[tokio::test]
+async fn a_user_who_cannot_see_which_process_answers_is_refused() {
+    let crash = Crash::new("").await;
+    let mut clickhouse = crash.clickhouse;
+    let mut grants = guide::grants(&crash.world.database);
+    grants.retain(|grant| !grant.contains("system.processes"));
+    clickhouse.start(&grants).await;
+    // The engine shows `system.processes` to everybody, but not which database it is in.
+    let mut daemon = Daemon::start_logging_to(&crash.log, &crash.config, &[]);
+    let status = eventually("the daemon ends", async || daemon.status()).await;
+    assert_eq!(status.code(), Some(1), "{}", daemon.log());
+    let remedy = "GRANT SELECT ON system.processes TO `default`";
+    assert!(daemon.log().contains(remedy), "{}", daemon.log());
+}
+
+#[tokio::test]
+async fn tables_that_lost_their_log_of_tokens_get_nothing_twice() {
+    for table in ["analytics_events", "daily_active_users"] {
+        let mut crash = Crash::new("flush_interval_seconds: 0.1").await;
+        publish_samples(&crash.world, 150).await;
+        let mut daemon = crash.start("kill@after-insert:1");
+        daemon.ended().await;
+        crash.clickhouse.start_as_administrator().await;
+        let run = async |sql: String| {
+            let statement = crash.world.clickhouse().query(&sql).execute().await;
+            statement.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        };
+        run(format!("CREATE TABLE moved AS {table}")).await;
+        let partitions = format!(
+            "SELECT DISTINCT partition_id AS id FROM system.parts
+             WHERE active AND database = currentDatabase() AND table = '{table}'"
+        );
+        for partition in crash.world.ask(&partitions).await.unwrap() {
+            let id = partition["id"].as_str().unwrap();
+            run(format!(
+                "ALTER TABLE moved ATTACH PARTITION ID '{id}' FROM {table}"
+            ))
+            .await;
+        }
+        run(format!("EXCHANGE TABLES {table} AND moved")).await;
+        run("DROP TABLE moved SYNC".to_owned()).await;
+        crash
+            .clickhouse
+            .start(&guide::grants(&crash.world.database))
+            .await;
+        let daemon = crash.start("");
+        daemon
+            .logs("the tables are others than those of an earlier attempt")
+            .await;
+        crash.is_exact(150).await;
+    }
+}
