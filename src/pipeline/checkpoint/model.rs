@@ -448,7 +448,7 @@ impl World {
                 let swap = self.late_swaps.remove(late);
                 self.clickhouse.swap(&swap);
             }
-            _ => self.commit(instance, choice % 4 == 0),
+            _ => self.commit(instance, choice.is_multiple_of(4)),
         }
     }
 
