@@ -10,7 +10,7 @@ use super::*;
 use crate::event::Place;
 
 /// Messages of the stream, each one row.
-const MESSAGES: u64 = 12;
+const MESSAGES: u64 = 20;
 
 fn stream() -> StreamId {
     StreamId {
@@ -142,6 +142,8 @@ struct Instance {
     /// It has cleared what others left, and knows which ClickHouse answers.
     ready: bool,
     on_its_way: Vec<OnItsWay>,
+    /// It builds views again, and begins with nothing else until that is done.
+    recounts: bool,
     /// A rebuild that is to be swapped in.
     rebuild: Option<Swap>,
 }
@@ -182,6 +184,7 @@ impl World {
             on_its_way: Vec::new(),
             written,
             ready: false,
+            recounts: false,
             rebuild: None,
         });
     }
@@ -235,8 +238,9 @@ impl World {
         let Instance {
             written,
             on_its_way,
-            rebuild: None,
+            recounts: false,
             ready: true,
+            ..
         } = &self.instances[instance]
         else {
             return;
@@ -291,7 +295,7 @@ impl World {
     fn send(&mut self, instance: usize, dies: Option<u8>) {
         let Instance {
             on_its_way,
-            rebuild: None,
+            recounts: false,
             ready: true,
             ..
         } = &self.instances[instance]
@@ -347,12 +351,19 @@ impl World {
     }
 
     /// Commits what is stored and first in order; a suspect after a recount alone.
-    fn commit(&mut self, instance: usize, freezes: bool) {
+    fn commit(&mut self, instance: usize, late: Option<bool>) {
         if self.instances[instance].rebuild.is_some() {
-            return self.swap(instance, freezes);
+            return self.swap(instance, late);
+        }
+        if self.instances[instance].recounts {
+            return self.recount(instance);
         }
         let on_its_way = &self.instances[instance].on_its_way;
         let process = self.clickhouse.process();
+        if on_its_way.is_empty() && late.is_some() && self.instances[instance].ready {
+            // As `verify --repair` does.
+            return self.rebuild(instance);
+        }
         match on_its_way.first() {
             Some(first) if first.stored => {
                 if first.in_flight.may_be_miscounted(first.history, &process) {
@@ -374,9 +385,18 @@ impl World {
         if begun.any(|it| it.begun && !it.stored) {
             return;
         }
+        let process = self.clickhouse.process();
+        if self.clickhouse.view.rows == self.clickhouse.events.rows {
+            return self.counted(instance, process);
+        }
+        self.rebuild(instance);
+    }
+
+    fn rebuild(&mut self, instance: usize) {
         if !self.write(instance) {
             return;
         }
+        self.instances[instance].recounts = true;
         self.rebuilds += 1;
         self.clickhouse.beside.insert(self.rebuilds);
         self.instances[instance].rebuild = Some(Swap {
@@ -386,9 +406,10 @@ impl World {
         });
     }
 
-    /// Swaps the view in, and takes what is stored for counted. An instance that freezes
-    /// has looked at the record, and sends the swap when it goes on.
-    fn swap(&mut self, instance: usize, freezes: bool) {
+    /// Swaps the view in, and takes what is stored for counted. `late` is a swap that comes
+    /// later: of an instance that froze just before it sent it, or of one that has waited for
+    /// the answer in vain, and begins again.
+    fn swap(&mut self, instance: usize, late: Option<bool>) {
         let Instance {
             written,
             on_its_way,
@@ -401,23 +422,36 @@ impl World {
         if !self.write(instance) {
             return;
         }
-        if freezes {
+        if late == Some(true) {
             return self.crash(instance);
         }
         let Some(swap) = self.instances[instance].rebuild.take() else {
             return;
         };
-        let swapped = self.clickhouse.swap(&swap);
-        self.clickhouse.beside.clear();
-        if !swapped || swap.process != self.clickhouse.process() {
+        if late == Some(false) {
+            self.late_swaps.push(swap);
             return;
         }
+        if self.clickhouse.swap(&swap) {
+            self.counted(instance, swap.process);
+        }
+    }
+
+    /// Takes what is stored for counted, if ClickHouse is the process that it was when the
+    /// recount began, and no swap can come any more.
+    fn counted(&mut self, instance: usize, process: String) {
+        if process != self.clickhouse.process() || !self.write(instance) {
+            return;
+        }
+        self.clickhouse.beside.clear();
         let Instance {
             written,
             on_its_way,
+            recounts,
             ..
         } = &mut self.instances[instance];
-        written.record.incarnation.process = swap.process;
+        written.record.incarnation.process = process;
+        *recounts = false;
         while on_its_way.first().is_some_and(|first| first.stored) {
             let counted = on_its_way.remove(0);
             written.record.retire(&counted.in_flight.range);
@@ -429,7 +463,12 @@ impl World {
         if self.instances.is_empty() || step == 0 {
             return self.take_over(usize::from(choice));
         }
-        let instance = usize::from(choice) % self.instances.len();
+        // The one that took over last; the others are frozen, and go on with an insert.
+        let (thaws, choice) = (choice % 4 == 0, choice / 4);
+        let instance = self.instances.len() - 1;
+        if thaws && instance > 0 {
+            return self.send(usize::from(choice) % instance, None);
+        }
         if !self.instances[instance].ready {
             return self.reconcile(instance);
         }
@@ -440,15 +479,18 @@ impl World {
                 let insert = self.late[late].clone();
                 self.clickhouse.take(&insert);
             }
-            3 => self.send(instance, Some(choice / 4)),
-            4 | 5 => self.begin(instance, u64::from(choice % 4)),
-            6 | 7 => self.send(instance, None),
-            8 if !self.late_swaps.is_empty() => {
+            3 | 4 => self.send(instance, Some(choice)),
+            5..8 => self.begin(instance, u64::from(choice % 3)),
+            8..13 => self.send(instance, None),
+            13 if !self.late_swaps.is_empty() => {
                 let late = usize::from(choice) % self.late_swaps.len();
                 let swap = self.late_swaps.remove(late);
                 self.clickhouse.swap(&swap);
             }
-            _ => self.commit(instance, choice.is_multiple_of(4)),
+            _ => self.commit(
+                instance,
+                [None, Some(true), Some(false)][usize::from(choice % 3)],
+            ),
         }
     }
 
@@ -459,7 +501,7 @@ impl World {
         self.reconcile(last);
         for _ in 0..MESSAGES * 8 {
             self.send(last, None);
-            self.commit(last, false);
+            self.commit(last, None);
             self.begin(last, 1);
         }
         for late in std::mem::take(&mut self.late) {
@@ -477,7 +519,7 @@ proptest! {
 
     #[test]
     fn whatever_happens_in_whatever_order_each_message_counts_once(
-        steps in proptest::collection::vec((0u8..12, any::<u8>()), 0..160),
+        steps in proptest::collection::vec((0u8..19, any::<u8>()), 0..200),
     ) {
         let mut world = World::default();
         for (step, choice) in steps {
