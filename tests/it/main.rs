@@ -19,6 +19,7 @@ mod inserts;
 mod login;
 mod permissions;
 mod pipeline;
+mod rebuilds;
 mod recovery;
 mod reload;
 mod status;
