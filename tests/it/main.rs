@@ -20,6 +20,7 @@ mod inserts;
 mod login;
 mod permissions;
 mod pipeline;
+mod rebuilds;
 mod recovery;
 mod reload;
 mod status;

@@ -1,6 +1,6 @@
 //! What happens to the daemons, and to the servers while the daemons are away.
 
-use super::daemons::{Daemons, PATIENCE, is_stopped, within};
+use super::daemons::{Daemons, PATIENCE, within};
 use super::maintenance::Maintenance;
 use super::plan::Plan;
 use super::step::Step;
@@ -112,7 +112,7 @@ impl Daemons {
                 let step = Step::OF_A_BATCH[plan.any_of(Step::OF_A_BATCH.len())];
                 let armed = self.hand_over_to_armed("freeze", step, active, plan).await;
                 let daemon = &self.instances[armed].daemon;
-                within(PATIENCE, async || is_stopped(daemon).then_some(())).await;
+                within(PATIENCE, async || daemon.is_stopped().then_some(())).await;
                 self.revive();
                 self.thaw_after_takeover(armed, plan, step.name()).await;
             }
@@ -198,7 +198,7 @@ impl Daemons {
         let step = steps[plan.any_of(2) * plan.any_of(steps.len())];
         let armed = self.hand_over_to_armed("freeze", step, active, plan).await;
         let stopped = self
-            .provoke(armed, plan, maintenance, |daemon| is_stopped(daemon))
+            .provoke(armed, plan, maintenance, |daemon| daemon.is_stopped())
             .await;
         self.revive();
         match stopped {

@@ -1,7 +1,6 @@
 //! The daemons: started, killed, frozen, started again.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -180,15 +179,6 @@ impl Daemons {
         })
         .await
     }
-}
-
-/// Whether it has stopped itself, or was stopped.
-pub fn is_stopped(daemon: &Daemon) -> bool {
-    let pid = daemon.pid().to_string();
-    let state = Command::new("ps")
-        .args(["-o", "state=", "-p", &pid])
-        .output();
-    state.unwrap().stdout.starts_with(b"T")
 }
 
 /// Waits until `condition` gives something, but not longer than `limit`.

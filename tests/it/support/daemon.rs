@@ -150,6 +150,15 @@ impl Daemon {
         signal(&self.child, name);
     }
 
+    /// Whether it has stopped itself, or was stopped.
+    pub fn is_stopped(&self) -> bool {
+        let pid = self.pid().to_string();
+        let state = Command::new("ps")
+            .args(["-o", "state=", "-p", &pid])
+            .output();
+        state.unwrap().stdout.starts_with(b"T")
+    }
+
     /// How it ended, if it has.
     pub fn status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
