@@ -70,10 +70,12 @@ impl Loss {
         assert!(struck || step == "during-swap", "{step} is passed by");
     }
 
-    /// Every event is there and counted.
+    /// Every event is there and counted, and nothing is left of what was begun.
     async fn is_mended(&self) {
         self.world.settled(self.stored, 0).await;
         self.world.views_equal_a_recount().await;
+        let left = "SELECT count() AS n FROM system.tables WHERE startsWith(name, 'rebuilt_')";
+        assert_eq!(self.world.number(left).await, 0);
     }
 }
 
