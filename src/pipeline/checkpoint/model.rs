@@ -464,7 +464,7 @@ impl World {
             return self.take_over(usize::from(choice));
         }
         // The one that took over last; the others are frozen, and go on with an insert.
-        let (thaws, choice) = (choice % 4 == 0, choice / 4);
+        let (thaws, choice) = (choice.is_multiple_of(4), choice / 4);
         let instance = self.instances.len() - 1;
         if thaws && instance > 0 {
             return self.send(usize::from(choice) % instance, None);
