@@ -108,6 +108,8 @@ impl<'a> Recount<'a> {
 
     /// What becomes of each view's days of the rows that `filter` selects.
     async fn each(&self, filter: &str) -> Result<Vec<Fate>, RecountError> {
+        // Of a try before this one: where a right is missing, there are many.
+        self.drop_leftovers().await?;
         let mut fates = Vec::new();
         let mut done: Vec<(View, BTreeSet<Date>)> = Vec::new();
         for view in views::reached(&self.clickhouse).await?.compared {
@@ -157,16 +159,21 @@ impl<'a> Recount<'a> {
     /// it: drops the tables that it needs, and waits for those that run.
     pub async fn clear(&self) -> Result<(), CheckpointError> {
         self.until_answered("clearing what rebuilds have left", || async {
-            for beside in rebuild::leftovers(&self.clickhouse).await? {
-                self.checkpoint.confirm_by_writing().await?;
-                rebuild::drop(&self.clickhouse, &beside).await?;
-            }
+            self.drop_leftovers().await?;
             while rebuild::runs(&self.clickhouse).await? {
                 tokio::time::sleep(LOOK).await;
             }
             Ok(())
         })
         .await
+    }
+
+    async fn drop_leftovers(&self) -> Result<(), RecountError> {
+        for beside in rebuild::leftovers(&self.clickhouse).await? {
+            self.checkpoint.confirm_by_writing().await?;
+            rebuild::drop(&self.clickhouse, &beside).await?;
+        }
+        Ok(())
     }
 
     /// Tries until ClickHouse has an answer, or the checkpoint is lost.

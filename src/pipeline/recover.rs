@@ -64,14 +64,25 @@ pub async fn reconcile(
         .await?;
     quiet(clickhouse, checkpoint.stream(), progress).await;
 
-    let cut_off = lost_tail(jetstream, stream, &record).await?;
-    if let Some((last, _)) = cut_off {
-        error!(
+    let cut_off = last_common(jetstream, stream, &record).await?;
+    match cut_off {
+        None => {}
+        Some(Common {
+            last,
+            is_lost: true,
+            ..
+        }) => error!(
             from = last + 1,
             to = end,
             "the stream has lost its tail and gives its sequences to other messages; \
              ClickHouse keeps what it has of the lost ones"
-        );
+        ),
+        Some(Common { last, .. }) => info!(
+            from = last + 1,
+            to = end,
+            "the checkpoint's last message was deleted from the stream: comparing what is there \
+             with ClickHouse"
+        ),
     }
     let stored = last_after(clickhouse, checkpoint.stream(), end, progress).await;
     if let Some(stored) = stored {
@@ -103,7 +114,10 @@ pub async fn reconcile(
     };
     checkpoint
         .change(|record| {
-            if let Some((last, stored_at)) = cut_off {
+            if let Some(Common {
+                last, stored_at, ..
+            }) = cut_off
+            {
                 record.cut_off(last, stored_at);
             }
             if check_until > 0 {
@@ -120,16 +134,26 @@ pub async fn reconcile(
     Ok(check_until)
 }
 
-/// The last message that the record knows and the stream still has as it was, where that
-/// is not the record's last one: its sequence, and when it was stored.
+/// The last message that the record and the stream have in common, where it is not the
+/// record's last one.
+#[derive(Clone, Copy)]
+struct Common {
+    /// Its sequence; 0 where there is none.
+    last: u64,
+    stored_at: i64,
+    /// A later one is gone together with the stream's tail, not by itself.
+    is_lost: bool,
+}
+
+/// Compares the messages that the record knows with the stream, the last one first.
 ///
 /// Its time tells a message from another one that took its place. That times rise is not
 /// to be relied on: after a power failure, NATS' clock may be behind.
-async fn lost_tail(
+async fn last_common(
     jetstream: &jetstream::Context,
     stream: &Stream,
     record: &Record,
-) -> Result<Option<(u64, i64)>, RecoverError> {
+) -> Result<Option<Common>, RecoverError> {
     let info = stream.cached_info();
     let (state, name) = (&info.state, &info.config.name);
     let (end, stored_at) = record.end();
@@ -137,19 +161,35 @@ async fn lost_tail(
     if end < state.first_sequence || (stored_at == 0 && end <= state.last_sequence) {
         return Ok(None);
     }
-    for (sequence, stored_at) in record.known_messages() {
-        if sequence < state.first_sequence {
-            return Ok(Some((sequence, stored_at)));
-        }
-        let found = match sequence <= state.last_sequence {
-            true => stored_message(jetstream, name, sequence, ">").await?,
-            false => None,
+    let mut is_lost = end > state.last_sequence;
+    for (last, stored_at) in record.known_messages() {
+        let common = Common {
+            last,
+            stored_at,
+            is_lost,
         };
-        if found.is_some_and(|it| it.sequence == sequence && it.stored_at == stored_at) {
-            return Ok((sequence < end).then_some((sequence, stored_at)));
+        if last < state.first_sequence {
+            return Ok(Some(common));
+        }
+        if last > state.last_sequence {
+            continue;
+        }
+        let found = stored_message(jetstream, name, last, ">").await?;
+        match found.filter(|found| found.sequence == last) {
+            Some(found) if found.stored_at == stored_at => {
+                return Ok((last < end).then_some(common));
+            }
+            Some(_) => is_lost = true,
+            // Deleted by itself, for all that is known.
+            None => {}
         }
     }
-    Ok(Some((0, 0)))
+    // Nothing says that the stream is not what it was.
+    Ok(is_lost.then_some(Common {
+        last: 0,
+        stored_at: 0,
+        is_lost,
+    }))
 }
 
 /// Waits until no insert of the stream runs: one whose sender is gone may still come to its end.

@@ -424,3 +424,27 @@ async fn an_insert_that_still_runs_when_the_checkpoint_is_lost_is_waited_for() {
         .await;
     stored_once(&world, 100).await;
 }
+
+#[tokio::test]
+async fn a_last_message_that_was_deleted_by_itself_is_no_lost_tail() {
+    let world = World::new().await;
+    let config = world.config(ANALYTICS, "");
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    publish_samples(&world, 100).await;
+    stored_once(&world, 100).await;
+    let last = world.publish("app.start", event("deleted")).await;
+    stored_once(&world, 101).await;
+    daemon.stop().await;
+    let stream = world.nats.jetstream().await.get_stream("ANALYTICS").await;
+    stream.unwrap().delete_message(last).await.unwrap();
+    publish_samples(&world, 50).await;
+    let daemon = Daemon::start(&config);
+    stored_once(&world, 151).await;
+    let log = daemon.log();
+    assert!(!log.contains("ERROR"), "{log}");
+    assert!(
+        log.contains("the checkpoint's last message was deleted"),
+        "{log}"
+    );
+}

@@ -108,14 +108,97 @@ fn no_two_inserts_of_a_range_share_a_token() {
     );
 }
 
+fn incarnation(process: &str, tables: &str) -> Incarnation {
+    Incarnation {
+        process: process.to_owned(),
+        tables: tables.to_owned(),
+    }
+}
+
+#[test]
+fn a_record_of_an_older_build_is_read() {
+    let old = r#"{"owner":"old","stream_created":"monday","generation":0,"committed":5,"in_flight":[{"first":6,"last":9,"first_stored_at":60,"last_stored_at":90}],"clickhouse":"one"}"#;
+    let record: Record = serde_json::from_str(old).unwrap();
+    assert_eq!(record.incarnation, incarnation("one", ""));
+    // Nobody knows which ClickHouse its range was sent to: it is recounted.
+    let repeated = History {
+        repeated: true,
+        looked_for: false,
+    };
+    assert!(record.in_flight[0].may_be_miscounted(repeated, "one"));
+}
+
+#[test]
+fn a_range_is_recounted_where_its_clickhouse_or_its_tables_may_not_be_the_same() {
+    let mut record = record(5, &[]);
+    record.incarnation = incarnation("one", "abc");
+    let (first, _) = record.begin(&range(6, 9), Vec::new());
+    record.incarnation = incarnation("two", "abc");
+    let (second, _) = record.begin(&range(10, 11), Vec::new());
+    let history = |repeated, looked_for| History {
+        repeated,
+        looked_for,
+    };
+    for (range, history, process, is_suspect) in [
+        (&first, history(false, false), "two", false),
+        (&first, history(true, false), "one", false),
+        (&first, history(true, false), "two", true),
+        (&second, history(true, false), "two", false),
+        (&second, history(false, true), "two", true),
+    ] {
+        assert_eq!(range.may_be_miscounted(history, process), is_suspect);
+    }
+    // After a swap each of them is.
+    record.recount_in_flight();
+    for range in &record.in_flight {
+        assert!(range.may_be_miscounted(history(true, false), "two"));
+    }
+}
+
+#[test]
+fn landmarks_are_the_fewer_the_further_back() {
+    let mut record = record(0, &[]);
+    for sequence in 1..=100_000 {
+        record.begin(&range(sequence, sequence), Vec::new());
+        record.retire(&range(sequence, sequence));
+    }
+    let distances: Vec<u64> = record
+        .landmarks
+        .iter()
+        .map(|(sequence, _)| 100_000 - sequence)
+        .collect();
+    assert!(distances.len() < 30, "{distances:?}");
+    assert_eq!(distances.last(), Some(&0));
+    // Wherever the tail was lost, little more than what was lost is compared again.
+    for lost in [1, 10, 1_000, 20_000] {
+        let least = distances.iter().rev().find(|distance| **distance >= lost);
+        assert!(
+            least.is_some_and(|least| *least <= 8 * lost),
+            "{lost}: {distances:?}"
+        );
+    }
+    record.cut_off(50_000, 7);
+    assert!(
+        record
+            .known_messages()
+            .all(|(sequence, _)| sequence <= 50_000)
+    );
+    assert_eq!(record.known_messages().next(), Some((50_000, 7)));
+}
+
 #[test]
 fn the_record_is_readable_json() {
-    let mut record = record(5, &[range(6, 9), range(10, 11)]);
+    let mut record = record(4, &[]);
+    record.incarnation = incarnation("one", "abc");
+    for range in [range(5, 5), range(6, 9), range(10, 11)] {
+        record.begin(&range, Vec::new());
+    }
+    record.retire(&range(5, 5));
     let (mut changed, _) = record.begin(&range(10, 11), Vec::new());
     changed.parts = vec![part(11, 11)];
     record.change(&changed);
     assert_eq!(
         serde_json::to_string(&record).unwrap(),
-        r#"{"owner":"old","stream_created":"monday","generation":0,"committed":5,"committed_stored_at":50,"in_flight":[{"first":6,"last":9,"first_stored_at":60,"last_stored_at":90,"generation":0},{"first":10,"last":11,"first_stored_at":100,"last_stored_at":110,"generation":0,"parts":[{"rows":"events","first":[11,0],"last":[11,3],"attempt":1}]}],"clickhouse":""}"#
+        r#"{"owner":"old","stream_created":"monday","generation":0,"committed":5,"committed_stored_at":50,"in_flight":[{"first":6,"last":9,"first_stored_at":60,"last_stored_at":90,"generation":0,"clickhouse":"one","tables":"abc"},{"first":10,"last":11,"first_stored_at":100,"last_stored_at":110,"generation":0,"clickhouse":"one","tables":"abc","parts":[{"rows":"events","first":[11,0],"last":[11,3],"attempt":1}]}],"clickhouse":"one","tables":"abc","landmarks":[[5,50]]}"#
     );
 }
