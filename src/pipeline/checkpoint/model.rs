@@ -2,10 +2,11 @@
 //! ClickHouse that drops known tokens and loses rows when it is killed, a view of its
 //! table, and any order of events.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+mod clickhouse;
 
 use proptest::prelude::*;
 
+use self::clickhouse::{ClickHouse, Counts, Insert, Swap};
 use super::*;
 use crate::event::Place;
 
@@ -17,88 +18,6 @@ fn stream() -> StreamId {
         name: "S".to_owned(),
         created: "monday".to_owned(),
     }
-}
-
-/// How often each sequence is stored.
-type Counts = BTreeMap<u64, u32>;
-
-/// An insert as it goes over the network: it may arrive late, and more than once.
-#[derive(Debug, Clone, PartialEq)]
-struct Insert {
-    token: String,
-    sequences: Vec<u64>,
-}
-
-/// A table that rows are inserted into, or that a view fills.
-#[derive(Default)]
-struct Table {
-    tokens: HashSet<String>,
-    rows: Counts,
-}
-
-impl Table {
-    fn take(&mut self, insert: &Insert) {
-        if self.tokens.insert(insert.token.clone()) {
-            for sequence in &insert.sequences {
-                *self.rows.entry(*sequence).or_default() += 1;
-            }
-        }
-    }
-
-    /// Killed before the token, between the token and the rows, or after both.
-    fn take_and_die(&mut self, insert: &Insert, how_far: u8) {
-        match how_far % 3 {
-            0 => {}
-            1 => drop(self.tokens.insert(insert.token.clone())),
-            _ => self.take(insert),
-        }
-    }
-}
-
-#[derive(Default)]
-struct ClickHouse {
-    /// Which process it is, counted.
-    process: u32,
-    events: Table,
-    view: Table,
-    /// The tables beside the view that are there.
-    beside: BTreeSet<u32>,
-}
-
-impl ClickHouse {
-    fn take(&mut self, insert: &Insert) {
-        self.events.take(insert);
-        self.view.take(insert);
-    }
-
-    /// Nobody is told that it worked.
-    fn take_and_die(&mut self, insert: &Insert, how_far: u8) {
-        self.events.take_and_die(insert, how_far);
-        self.view.take_and_die(insert, how_far / 3);
-        self.process += 1;
-    }
-
-    /// The target keeps its tokens. Fails where the table beside is gone.
-    fn swap(&mut self, swap: &Swap) -> bool {
-        let is_there = self.beside.remove(&swap.beside);
-        if is_there {
-            self.view.rows.clone_from(&swap.rows);
-        }
-        is_there
-    }
-
-    fn process(&self) -> String {
-        format!("process {}", self.process)
-    }
-}
-
-/// The view built again beside itself, from the events of a moment.
-#[derive(Debug, Clone)]
-struct Swap {
-    beside: u32,
-    rows: Counts,
-    /// The process of when the recount began.
-    process: String,
 }
 
 /// A range of an instance's, on its way.
