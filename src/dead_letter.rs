@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::clickhouse::native::{Block, BlockBuilder};
+use crate::clickhouse::native::{Block, BlockBuilder, Plain};
 use crate::event::Source;
 use crate::pipeline::message::Headers;
 
@@ -76,8 +76,8 @@ impl Reason {
     }
 }
 
-/// Roughly what a letter adds to its block beside its payload.
-const ROW_OVERHEAD: usize = 200;
+/// Roughly what a letter adds to its block beside subject, headers and payload.
+const ROW_OVERHEAD: usize = 150;
 
 /// The block that inserts `letters`, all of one stream, into `dead_letters`.
 ///
@@ -85,12 +85,17 @@ const ROW_OVERHEAD: usize = 200;
 pub fn block(stream: &str, letters: &[DeadLetter]) -> Block {
     let bytes: usize = letters
         .iter()
-        .map(|letter| letter.source.payload.len() + ROW_OVERHEAD)
+        .map(|letter| letter.source.size() + ROW_OVERHEAD)
         .sum();
-    let headers: Vec<String> = letters
-        .iter()
-        .map(|letter| headers_json(&letter.source.headers))
-        .collect();
+    // Those of a batch message are the same for all of its letters.
+    let mut headers = Plain::<str>::default();
+    let mut of_message = (None, String::new());
+    for (row, DeadLetter { source, .. }) in letters.iter().enumerate() {
+        if of_message.0 != Some(source.place.0) {
+            of_message = (Some(source.place.0), headers_json(&source.headers));
+        }
+        headers.set(row, &of_message.1);
+    }
     let sources = || letters.iter().map(|letter| &letter.source);
     let mut block = BlockBuilder::new(letters.len(), bytes);
     block
@@ -104,7 +109,7 @@ pub fn block(stream: &str, letters: &[DeadLetter]) -> Block {
             letters.iter().map(|letter| letter.reason.as_str()),
         )
         .values("error", letters.iter().map(|letter| letter.error.as_str()))
-        .values("headers", headers.iter().map(String::as_str))
+        .column("headers", std::iter::once((headers, letters.len())))
         .values("payload", sources().map(|source| source.payload.as_ref()))
         .values(
             "payload_is",

@@ -35,6 +35,13 @@ pub struct Source {
     pub payload_is: PayloadIs,
 }
 
+impl Source {
+    /// Bytes of subject, headers and payload.
+    pub fn size(&self) -> usize {
+        self.subject.len() + self.headers.size() + self.payload.len()
+    }
+}
+
 /// A decoded event with what the stream knows of the message that carried it.
 #[derive(Debug, Clone)]
 pub struct Event {

@@ -1,7 +1,10 @@
 //! From a message to rows and dead letters. Pure: the same message always
 //! becomes the same rows, which is what lets a repeated insert be recognised.
 
+mod batch_message;
+
 use std::borrow::Cow;
+use std::ops::ControlFlow;
 
 use async_nats::header::NATS_MESSAGE_ID;
 use bytes::Bytes;
@@ -54,7 +57,7 @@ impl Decoder {
         if !self.is_batch(message) {
             return 1;
         }
-        BatchMessage::decode(message.payload.clone()).map_or(1, |batch| batch.events.len())
+        batch_message::count(&message.payload).unwrap_or(1)
     }
 
     /// What becomes of a message, all at once.
@@ -70,18 +73,36 @@ impl Decoder {
     /// Hands over what becomes of each event of a message, one after the other: an event
     /// is large, and many thousand of them a second are not to be moved about.
     pub fn each(&self, message: &Message, mut take: impl FnMut(Fate)) {
+        let _: ControlFlow<()> = self.each_source(message, 0, |source| {
+            take(source.and_then(|source| self.event(source)));
+            ControlFlow::Continue(())
+        });
+    }
+
+    /// Hands over each event of a message as it was sent, from the one with the index
+    /// `first` on, until `take` breaks off. A message that cannot be read is one letter.
+    pub fn each_source<B>(
+        &self,
+        message: &Message,
+        first: u32,
+        mut take: impl FnMut(Result<Source, Box<DeadLetter>>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
         let whole = || self.source(message, None, message.payload.clone());
-        if !self.is_batch(message) {
-            return take(self.event(whole()));
-        }
-        match BatchMessage::decode(message.payload.clone()) {
-            Ok(batch) => {
-                for (index, bytes) in (0..).zip(batch.events) {
-                    take(self.event(self.source(message, Some(index), bytes)));
-                }
+        let row = if !self.is_batch(message) {
+            Ok(whole())
+        } else if let Err(error) = batch_message::count(&message.payload) {
+            Err(undecodable(whole(), &error))
+        } else {
+            let events = (0..).zip(batch_message::events(&message.payload));
+            for (index, bytes) in events.skip(first as usize) {
+                take(Ok(self.source(message, Some(index), bytes)))?;
             }
-            Err(error) => take(Err(undecodable(whole(), &error))),
+            return ControlFlow::Continue(());
+        };
+        if first > 0 {
+            return ControlFlow::Continue(());
         }
+        take(row)
     }
 
     fn is_batch(&self, message: &Message) -> bool {

@@ -21,7 +21,13 @@ pub struct Message {
 impl Message {
     /// Bytes of subject, headers and payload.
     pub fn size(&self) -> usize {
-        self.subject.len() + self.headers.0.len() + self.payload.len()
+        self.size_as_rows(1)
+    }
+
+    /// Bytes of subject, headers and payload, the first two for each of so many rows:
+    /// each dead letter of a batch message has those of its message.
+    pub fn size_as_rows(&self, rows: usize) -> usize {
+        rows.max(1) * (self.subject.len() + self.headers.size()) + self.payload.len()
     }
 }
 
@@ -40,6 +46,11 @@ impl Headers {
     pub fn get(&self, name: &str) -> Option<&str> {
         self.iter()
             .find_map(|(other, value)| (other == name).then_some(value))
+    }
+
+    /// Bytes in memory, which are a few more than those of names and values.
+    pub fn size(&self) -> usize {
+        self.0.len()
     }
 
     /// Names and values; several values of a name are in their order.
