@@ -13,7 +13,7 @@ use analytics_server::config::Subjects;
 use analytics_server::event::{Columns, Event};
 use analytics_server::pipeline::batch::{Batcher, Limits};
 use analytics_server::pipeline::decode::Decoder;
-use analytics_server::pipeline::encode::Encoder;
+use analytics_server::pipeline::encode::{Content, Encoder};
 use analytics_server::pipeline::message::{Headers, Message};
 use analytics_server::sample::Population;
 use divan::counter::ItemsCount;
@@ -103,9 +103,10 @@ fn cut_decode_and_encode(bencher: Bencher<'_, '_>) {
             let mut batches = messages
                 .into_iter()
                 .flat_map(|message| batcher.push(message, 1, now));
-            batches
-                .next()
-                .map(|batch| encoder.encode(Vec::new(), batch).block)
+            match encoder.encode(Vec::new(), batches.next()?).content {
+                Content::Rows(piece) => Some(piece.block),
+                Content::Messages(_) => None,
+            }
         });
 }
 

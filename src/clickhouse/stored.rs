@@ -7,7 +7,7 @@ use clickhouse::error::Error;
 use serde::Deserialize;
 
 use super::client::ClickHouse;
-use crate::event::Source;
+use crate::event::{Place, Source};
 
 /// A row's origin. The time is part of it: a stream that lost its tail gives the
 /// same sequences to other messages.
@@ -29,15 +29,23 @@ impl Origin {
     }
 }
 
-/// The rows of `table` with sequences from `first` to `last`.
-pub async fn origins(
+/// The rows of `table` with places from `first` to `last`.
+pub async fn origins_between(
     clickhouse: &ClickHouse,
     table: &str,
     stream: &str,
-    first: u64,
-    last: u64,
+    first: Place,
+    last: Place,
 ) -> Result<Vec<Origin>, Error> {
-    origins_in(clickhouse, table, stream, &[first..=last]).await
+    // The skip index knows sequences alone.
+    let sequences = is_in(&[first.0..=last.0]);
+    let place = |Place(sequence, index)| format!("({sequence}, {index})");
+    let which = format!(
+        "{sequences} AND (stream_seq, batch_index) BETWEEN {} AND {}",
+        place(first),
+        place(last)
+    );
+    origins(clickhouse, table, stream, &which).await
 }
 
 /// The rows of `table` with sequences in these runs, some hundred at most: they stand in the
@@ -48,12 +56,20 @@ pub async fn origins_in(
     stream: &str,
     runs: &[RangeInclusive<u64>],
 ) -> Result<Vec<Origin>, Error> {
-    let is_in_runs = is_in(runs);
+    origins(clickhouse, table, stream, &is_in(runs)).await
+}
+
+async fn origins(
+    clickhouse: &ClickHouse,
+    table: &str,
+    stream: &str,
+    which: &str,
+) -> Result<Vec<Origin>, Error> {
     clickhouse
         .rows(
             &format!(
                 "SELECT stream_seq, batch_index, toUnixTimestamp64Milli(received_at) AS received_at FROM {table}
-                 WHERE stream = {{stream:String}} AND ({is_in_runs})"
+                 WHERE stream = {{stream:String}} AND ({which})"
             ),
             &[("stream", stream)],
         )

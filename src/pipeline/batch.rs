@@ -14,7 +14,7 @@ use super::checkpoint::Range;
 use super::message::Message;
 use crate::config::Analytics;
 
-/// What one insert carries.
+/// What one insert carries, or several where a message is large.
 #[derive(Debug)]
 pub struct Batch {
     pub range: Range,
@@ -28,6 +28,10 @@ pub struct Batch {
     pub rows: usize,
     /// Bytes of the messages, payloads and headers.
     pub bytes: usize,
+    /// The same, with subject and headers of a batch message for each of its rows.
+    row_bytes: usize,
+    /// One of its messages is too large to be decoded as a whole.
+    pub in_pieces: bool,
     /// Where the last acknowledgement goes; `None` when there is no message to
     /// acknowledge.
     pub ack: Option<Subject>,
@@ -42,6 +46,8 @@ impl Batch {
             flush: Flush::End,
             rows: 0,
             bytes: 0,
+            row_bytes: 0,
+            in_pieces: false,
             ack: None,
         }
     }
@@ -51,6 +57,8 @@ impl Batch {
             self.ack = Some(reply);
         }
         self.bytes += message.size();
+        self.row_bytes += message.size_as_rows(rows);
+        self.in_pieces |= is_large(&message, rows);
         self.rows += rows;
         self.messages.push(message);
     }
@@ -117,6 +125,17 @@ const CHUNK: (usize, usize) = (1_000, 1024 * 1024);
 /// Of a full batch, where that is less.
 const CHUNKS: usize = 4;
 
+/// Rows that are held decoded at a time of a message that alone has more, and their
+/// bytes, subject and headers with each row. A row takes half a kilobyte in the daemon,
+/// however small its event, so that a piece is some 30 MB at the most. More rows would
+/// make an insert hardly cheaper: this is the default of `batch_size`.
+pub const PIECE: (usize, usize) = (50_000, 16 * 1024 * 1024);
+
+/// Whether a message is stored in pieces.
+fn is_large(message: &Message, rows: usize) -> bool {
+    rows > PIECE.0 || (rows > 1 && message.size_as_rows(rows) > PIECE.1)
+}
+
 /// Takes messages in stream order and gives batches in stream order.
 #[derive(Debug)]
 pub struct Batcher {
@@ -159,7 +178,8 @@ impl Batcher {
     }
 
     /// Adds a message, which becomes as many rows as said; returns the batches that
-    /// this completes, mostly none.
+    /// this completes, mostly none. A batch has more rows than the limit, or more bytes,
+    /// where a single message has.
     #[must_use = "a batch that is dropped is lost"]
     pub fn push(&mut self, message: Message, rows: usize, now: Instant) -> Vec<Batch> {
         let mut complete = Vec::new();
@@ -176,17 +196,23 @@ impl Batcher {
             complete.extend(self.close_recorded());
         }
 
+        if let Some(flush) = self.has_no_room_for(&message, rows) {
+            complete.extend(self.flush(flush));
+        }
         let open = self.open.get_or_insert_with(|| {
             Open::new(Range::starting_at(&message), now + self.limits.interval)
         });
         open.batch.range.extend_to(&message);
         open.batch.add(message, rows);
-        let Limits {
-            rows: most, bytes, ..
-        } = self.limits;
-        let flush = if open.batch.rows >= most {
+        let Batch {
+            rows,
+            row_bytes,
+            in_pieces,
+            ..
+        } = open.batch;
+        let flush = if rows >= self.limits.rows || in_pieces {
             Flush::Rows
-        } else if open.batch.bytes >= bytes {
+        } else if row_bytes >= self.limits.bytes {
             Flush::Bytes
         } else if now >= open.deadline {
             Flush::Age
@@ -197,9 +223,25 @@ impl Batcher {
         complete
     }
 
+    /// Why the open batch has to end before a message: together they would be more than
+    /// a batch may have, or the message is to be stored in pieces.
+    fn has_no_room_for(&self, message: &Message, rows: usize) -> Option<Flush> {
+        let batch = &self.open.as_ref()?.batch;
+        if batch.rows + rows > self.limits.rows || is_large(message, rows) {
+            return Some(Flush::Rows);
+        }
+        let bytes = batch.row_bytes + message.size_as_rows(rows);
+        (bytes > self.limits.bytes).then_some(Flush::Bytes)
+    }
+
     /// The messages of the open batch that were not taken before, once there are enough
-    /// of them to be decoded before its end comes; the batch goes on without them.
+    /// of them to be decoded before its end comes; the batch goes on without them. Of a
+    /// recorded range none are taken: one that follows may be too large to be decoded as
+    /// a whole.
     pub fn take_chunk(&mut self) -> Option<Vec<Message>> {
+        if !self.is_recovered() {
+            return None;
+        }
         let Open { batch, taken, .. } = self.open.as_mut()?;
         let (rows, bytes) = (batch.rows - taken.0, batch.bytes - taken.1);
         let enough = CHUNK.0.min(self.limits.rows / CHUNKS).max(1);

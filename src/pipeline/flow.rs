@@ -35,8 +35,7 @@ impl Flow {
     /// A batch is committed.
     pub fn settled(&self, stored: &Stored) {
         let Stored { batch, .. } = stored;
-        self.events
-            .fetch_sub(batch.sources.len() + batch.dead_letters.len(), Relaxed);
+        self.events.fetch_sub(batch.rows(), Relaxed);
         self.bytes.fetch_sub(batch.bytes, Relaxed);
         self.progress.metrics.settled(&stored.settled());
     }

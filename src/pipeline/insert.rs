@@ -6,31 +6,30 @@
 //! that one which was killed in between drops the repeat of rows that it lost. What
 //! is missing goes under a token of its own. What ClickHouse refuses is halved,
 //! down to the rows at fault, which become dead letters. Every such change stands
-//! in the checkpoint before it is done.
+//! in the checkpoint before it is done. A large message goes in pieces (`pieces.rs`).
 
 mod parts;
+mod pieces;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::{info, warn};
 
 use super::checkpoint::{Checkpoint, CheckpointError, History, InFlight, Part, Recorded, Rows};
-use super::encode::{Encoded, Encoder};
+use super::encode::{Content, Encoded, Encoder, Piece, Summary};
 use super::fault;
 use super::progress::Progress;
 use super::recover::{ask, tables};
-use super::tally::Tally;
 use crate::clickhouse::native::{Block, Millis};
 use crate::clickhouse::stored::{self, Origin};
 use crate::clickhouse::{ClickHouse, InsertError};
-use crate::dead_letter::Reason;
 use crate::metrics::{Settled, Stage};
 use crate::retry::Retry;
 
 use parts::{Selected, Step};
-pub use parts::{what_is_missing, whole};
+pub use parts::{first_parts, whole};
 
 /// What every insert needs.
 pub struct Inserter {
@@ -46,24 +45,18 @@ pub struct Inserter {
 /// A batch that ClickHouse has and the checkpoint does not know of yet.
 #[must_use = "what is stored is committed, then acknowledged"]
 pub struct Stored {
-    pub batch: Encoded,
+    pub batch: Summary,
     pub in_flight: InFlight,
     pub history: History,
-    /// Its events that are rows now.
-    events: Tally,
 }
 
 impl Stored {
     /// What it counts as.
     pub fn settled(&self) -> Settled<'_> {
-        let refused = self.batch.sources.len() - self.events.total() as usize;
-        let mut letters = BTreeMap::from([(Reason::Refused, refused)]);
-        for letter in &self.batch.dead_letters {
-            *letters.entry(letter.reason).or_default() += 1;
-        }
+        let letters = self.batch.dead_letters.iter();
         Settled {
-            events: &self.events,
-            dead_letters: letters.into_iter().collect(),
+            events: &self.batch.events,
+            dead_letters: letters.map(|(reason, count)| (*reason, *count)).collect(),
             bytes: self.batch.bytes,
             flush: self.batch.flush,
             age: self.age(),
@@ -76,6 +69,15 @@ impl Stored {
         let now = since_epoch.unwrap_or_default().as_secs_f64();
         now - self.batch.range.first_stored_at as f64 / 1e9
     }
+}
+
+/// A batch while it is stored.
+struct Storing {
+    /// Of what is stored so far.
+    summary: Summary,
+    /// As it stands in the record.
+    in_flight: InFlight,
+    history: History,
 }
 
 /// How a part came to its end.
@@ -104,7 +106,8 @@ enum Sent {
 }
 
 impl Inserter {
-    /// Returns once ClickHouse has everything of the batch.
+    /// Returns once ClickHouse has everything of the batch. `may_be_there` says that it
+    /// may have some of it under a token that nobody knows any more.
     ///
     /// # Errors
     /// When the checkpoint cannot be written, or is another instance's by now.
@@ -112,29 +115,82 @@ impl Inserter {
         &self,
         batch: Encoded,
         recorded: Recorded,
+        may_be_there: bool,
     ) -> Result<Stored, CheckpointError> {
         let started = Instant::now();
         let _stage = self.progress.metrics.stage(Stage::Insert);
-        let mut events = batch.tally.clone();
         let Recorded {
-            mut in_flight,
+            in_flight,
             recovered,
         } = recorded;
-        let mut steps = if in_flight.parts.is_empty() {
-            Step::all(whole(&batch), recovered)
-        } else {
-            Step::all(in_flight.parts.clone(), recovered)
+        let mut storing = Storing {
+            summary: batch.summary,
+            in_flight,
+            history: History {
+                repeated: false,
+                looked_for: may_be_there,
+            },
         };
-        let mut history = History {
-            repeated: false,
-            looked_for: in_flight.parts.iter().any(|part| part.attempt > 0),
-        };
+        match batch.content {
+            Content::Rows(piece) => {
+                let parts = match storing.in_flight.parts.as_slice() {
+                    [] => whole(&piece),
+                    parts => parts.to_vec(),
+                };
+                let steps = Step::all(parts, recovered);
+                self.store_piece(&mut storing, &piece, steps, &[]).await?;
+            }
+            Content::Messages(messages) => {
+                info!(
+                    first = storing.summary.range.first,
+                    last = storing.summary.range.last,
+                    bytes = storing.summary.bytes,
+                    "batch goes in pieces"
+                );
+                self.store_in_pieces(&mut storing, &messages, recovered)
+                    .await?;
+            }
+        }
+        let Storing {
+            summary,
+            in_flight,
+            history,
+        } = storing;
+        info!(
+            rows = summary.events.total(),
+            first = summary.range.first,
+            last = summary.range.last,
+            bytes = summary.bytes,
+            insert_ms = started.elapsed().as_millis() as u64,
+            "batch stored"
+        );
+        Ok(Stored {
+            batch: summary,
+            in_flight,
+            history,
+        })
+    }
+
+    /// Returns once ClickHouse has every row of the steps. `rest` are the parts of the
+    /// batch that come after them.
+    async fn store_piece(
+        &self,
+        storing: &mut Storing,
+        piece: &Piece,
+        mut steps: VecDeque<Step>,
+        rest: &[Part],
+    ) -> Result<(), CheckpointError> {
+        let Storing {
+            summary,
+            in_flight,
+            history,
+        } = storing;
+        summary.add(piece);
         while let Some(step) = steps.front() {
-            let mut exchanged = false;
-            match self.take(&batch, &in_flight, step, &mut history).await? {
+            match self.take(piece, in_flight, step, history).await? {
                 Outcome::Stored => {
                     if step.part.rows == Rows::Refused {
-                        events.subtract(&self.encoder.tally(&step.sources(&batch)));
+                        summary.refused(&self.encoder.tally(&step.sources(piece)));
                     }
                     steps.pop_front();
                     continue;
@@ -153,45 +209,36 @@ impl Inserter {
                         batch.last = in_flight.range.last,
                         "the tables are others than those of an earlier attempt: inserting what they do not hold"
                     );
-                    exchanged = true;
                     history.looked_for = true;
                     in_flight.incarnation.tables = tables(&self.clickhouse, &self.progress).await;
                     parts::all_again(&mut steps);
                 }
-                Outcome::Refused(error) => parts::split(&mut steps, &batch, error),
+                Outcome::Refused(error) => parts::split(&mut steps, piece, error),
             }
-            // What is stored is left out: the record stays small.
-            in_flight.parts = steps.iter().map(|step| step.part).collect();
-            self.checkpoint
-                .change(|record| {
-                    record.change(&in_flight);
-                    if exchanged {
-                        let tables = &in_flight.incarnation.tables;
-                        record.incarnation.tables.clone_from(tables);
-                    }
-                })
-                .await?;
+            self.record(in_flight, &steps, rest).await?;
         }
-        info!(
-            rows = batch.sources.len(),
-            first = in_flight.range.first,
-            last = in_flight.range.last,
-            bytes = batch.bytes,
-            insert_ms = started.elapsed().as_millis() as u64,
-            "batch stored"
-        );
-        Ok(Stored {
-            batch,
-            in_flight,
-            history,
-            events,
-        })
+        Ok(())
+    }
+
+    /// Writes down what is to be inserted, and how, and into which tables. What is stored
+    /// is left out: the record stays small.
+    async fn record(
+        &self,
+        in_flight: &mut InFlight,
+        steps: &VecDeque<Step>,
+        rest: &[Part],
+    ) -> Result<(), CheckpointError> {
+        in_flight.parts = steps.iter().map(|step| step.part).collect();
+        in_flight.parts.extend(rest);
+        self.checkpoint
+            .change(|record| record.change(in_flight))
+            .await
     }
 
     /// Sends a part, or what is missing of it.
     async fn take(
         &self,
-        batch: &Encoded,
+        piece: &Piece,
         in_flight: &InFlight,
         step: &Step,
         history: &mut History,
@@ -199,7 +246,7 @@ impl Inserter {
         let Step {
             part, recovered, ..
         } = step;
-        let mut selected = step.select(batch);
+        let mut selected = step.select(piece);
         history.repeated |= *recovered;
         if *recovered && self.are_exchanged(in_flight).await {
             return Ok(Outcome::Exchanged);
@@ -213,7 +260,7 @@ impl Inserter {
             return Ok(Outcome::Stored);
         }
         let token = in_flight.token(self.checkpoint.stream(), part);
-        let block = selected.block(batch, &self.encoder);
+        let block = selected.block(piece, &self.encoder);
         let (again, refusal) = match self.send(part.rows, &block, &token, in_flight).await? {
             Sent::Taken { again } => (again, None),
             Sent::Refused { again, error } => (again, Some(error)),
@@ -303,7 +350,7 @@ impl Inserter {
     /// Leaves what ClickHouse does not hold.
     async fn keep_missing(&self, selected: &mut Selected<'_>, part: &Part) {
         let stream = self.encoder.stream();
-        let (first, last) = (part.first.0, part.last.0);
+        let (first, last) = (part.first, part.last);
         // An event may be a dead letter, by refusal or of an older build, and replayed.
         let tables: &[&str] = match part.rows {
             Rows::Events => &["analytics_events", "dead_letters"],
@@ -312,7 +359,7 @@ impl Inserter {
         let mut held: HashSet<Origin> = HashSet::new();
         for table in tables {
             let origins = ask(&self.progress, "asking ClickHouse what it holds", || {
-                stored::origins(&self.clickhouse, table, stream, first, last)
+                stored::origins_between(&self.clickhouse, table, stream, first, last)
             });
             held.extend(origins.await);
         }

@@ -68,9 +68,9 @@ impl Reader {
             if matches!(until, Until::Sequence(last) if self.consumer.last() >= last) {
                 break Ok(());
             }
-            if self.batcher.is_empty() {
+            if self.batcher.is_empty() || batches.capacity() == 0 {
                 // Nothing is held beside what is in flight and the batch that waits for
-                // its turn.
+                // its turn, but for the message that did not fit into it.
                 match until.unless_over(batches.reserve()).await {
                     Some(Ok(_)) => {}
                     // The writing half has ended, and says why.
@@ -146,9 +146,11 @@ impl Reader {
             self.report_expired().await?;
         }
         for batch in complete {
-            if batches.send(self.ahead.encode(batch)).await.is_err() {
+            // One that has to wait here takes no more room than its messages.
+            let Ok(turn) = batches.reserve().await else {
                 return Ok(false);
-            }
+            };
+            turn.send(self.ahead.encode(batch));
         }
         Ok(true)
     }

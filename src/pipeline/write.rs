@@ -14,7 +14,7 @@ use super::ahead::Encoding;
 use super::checkpoint::Recorded;
 use super::encode::Encoded;
 use super::flow::Flow;
-use super::insert::{Inserter, Stored, what_is_missing};
+use super::insert::{Inserter, Stored, first_parts};
 use super::recount::Recount;
 use super::recover::process;
 use super::{PipelineError, fault};
@@ -80,23 +80,21 @@ impl Writer {
         &self,
         batch: Encoded,
     ) -> Result<impl Future<Output = Result<Stored, PipelineError>> + use<>, PipelineError> {
-        let parts = if batch.range.first <= self.check_until {
-            what_is_missing(&batch)
-        } else {
-            Vec::new()
-        };
+        let range = &batch.summary.range;
+        let may_be_there = range.first <= self.check_until;
+        let parts = first_parts(&batch, may_be_there);
         let checkpoint = &self.inserter.checkpoint;
         let metrics = &self.inserter.progress.metrics;
         let recorded: Recorded = {
             let _stage = metrics.stage(Stage::Record);
-            checkpoint.begin(&batch.range, parts).await?
+            checkpoint.begin(range, parts).await?
         };
         metrics
             .ranges
             .set(checkpoint.record().await.in_flight.len() as i64);
         fault::at("after-record");
         let inserter = Arc::clone(&self.inserter);
-        let task = tokio::spawn(async move { inserter.store(batch, recorded).await });
+        let task = tokio::spawn(async move { inserter.store(batch, recorded, may_be_there).await });
         let task = AbortOnDropHandle::new(task);
         Ok(async {
             match task.await {

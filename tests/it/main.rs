@@ -18,6 +18,7 @@ mod guarantees;
 mod http;
 mod inserts;
 mod login;
+mod memory;
 mod permissions;
 mod pipeline;
 mod rebuilds;

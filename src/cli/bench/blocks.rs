@@ -19,7 +19,7 @@ use crate::nats::StreamId;
 use crate::pipeline::batch::{Batch, Batcher, Flush, Limits};
 use crate::pipeline::checkpoint::{InFlight, Incarnation};
 use crate::pipeline::decode::Decoder;
-use crate::pipeline::encode::Encoder;
+use crate::pipeline::encode::{Content, Encoded, Encoder};
 use crate::pipeline::insert::whole;
 use crate::pipeline::message::Message;
 
@@ -80,17 +80,20 @@ impl Cutter {
     }
 
     fn block(&self, batch: Batch) -> Result<(String, Block)> {
-        let encoded = self.encoder.encode(Vec::new(), batch);
-        let [part] = whole(&encoded)[..] else {
+        let Encoded { summary, content } = self.encoder.encode(Vec::new(), batch);
+        let Content::Rows(piece) = content else {
+            bail!("sample events came as one large message, which is a fault of this program");
+        };
+        let [part] = whole(&piece)[..] else {
             bail!("sample events became dead letters, which is a fault of this program");
         };
         let in_flight = InFlight {
             incarnation: Incarnation::default(),
-            range: encoded.range,
+            range: summary.range,
             generation: 0,
             parts: Vec::new(),
         };
-        Ok((in_flight.token(&self.stream, &part), encoded.block))
+        Ok((in_flight.token(&self.stream, &part), piece.block))
     }
 }
 

@@ -60,6 +60,100 @@ fn a_batch_is_full_by_rows_or_by_bytes() {
 }
 
 #[test]
+fn a_batch_ends_before_a_message_that_would_be_too_much_for_it() {
+    let now = Instant::now();
+    let mut batcher = Batcher::new(limits(10), []);
+    assert!(batcher.push(message(1), 4, now).is_empty());
+    assert!(batcher.push(message(2), 5, now).is_empty());
+    let complete = batcher.push(message(3), 2, now);
+    assert_eq!(bounds(&complete), [(1, 2)]);
+    assert_eq!((complete[0].rows, complete[0].flush), (9, Flush::Rows));
+    // What does not fit beside anything is alone.
+    let complete = batcher.push(message(4), 10, now);
+    assert_eq!(bounds(&complete), [(3, 3), (4, 4)]);
+
+    let size = message(1).size();
+    let bytes = 3 * size - 1;
+    let mut batcher = Batcher::new(
+        Limits {
+            bytes,
+            ..limits(usize::MAX)
+        },
+        [],
+    );
+    assert!(batcher.push(message(1), 1, now).is_empty());
+    assert!(batcher.push(message(2), 1, now).is_empty());
+    let complete = batcher.push(message(3), 1, now);
+    assert_eq!(bounds(&complete), [(1, 2)]);
+    assert_eq!(complete[0].flush, Flush::Bytes);
+}
+
+/// A message with a header of so many bytes.
+fn with_header(sequence: u64, bytes: usize) -> Message {
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("h", "x".repeat(bytes));
+    Message {
+        headers: Headers::from(&headers),
+        ..message(sequence)
+    }
+}
+
+#[test]
+fn headers_count_for_each_row_that_has_them() {
+    let now = Instant::now();
+    let bytes = 1024 * 1024;
+    let mut batcher = Batcher::new(
+        Limits {
+            bytes,
+            ..limits(usize::MAX)
+        },
+        [],
+    );
+    assert!(batcher.push(with_header(1, 1_000), 500, now).is_empty());
+    assert!(batcher.push(with_header(2, 1_000), 500, now).is_empty());
+    let complete = batcher.push(with_header(3, 1_000), 500, now);
+    assert_eq!(bounds(&complete), [(1, 2)]);
+    // For the metrics they are what came.
+    assert_eq!(complete[0].bytes, 2 * with_header(1, 1_000).size());
+}
+
+#[test]
+fn a_large_message_is_alone_and_stored_in_pieces() {
+    let now = Instant::now();
+    let push = |message: Message, rows| {
+        let mut batcher = Batcher::new(limits(usize::MAX), []);
+        assert!(batcher.push(self::message(1), 0, now).is_empty());
+        let complete = batcher.push(message, rows, now);
+        assert_eq!(batcher.is_empty(), !complete.is_empty());
+        let in_pieces: Vec<_> = complete.iter().map(|batch| batch.in_pieces).collect();
+        (bounds(&complete), in_pieces)
+    };
+    let alone = (vec![(1, 1), (2, 2)], vec![false, true]);
+    assert_eq!(push(message(2), PIECE.0), (vec![], vec![]));
+    assert_eq!(push(message(2), PIECE.0 + 1), alone);
+    let rows = PIECE.1 / with_header(2, 50_000).size_as_rows(1);
+    assert_eq!(push(with_header(2, 50_000), rows), (vec![], vec![]));
+    assert_eq!(push(with_header(2, 50_000), rows + 1), alone);
+    // One row cannot be divided.
+    assert_eq!(push(with_header(2, PIECE.1), 1), (vec![], vec![]));
+}
+
+#[test]
+fn a_recorded_range_with_a_large_message_is_cut_as_it_was_and_stored_in_pieces() {
+    let now = Instant::now();
+    let mut batcher = Batcher::new(limits(2_000), [range(1, 3)]);
+    for sequence in 1..=2 {
+        assert!(batcher.push(message(sequence), 1_000, now).is_empty());
+        // It is not known yet what follows.
+        assert!(batcher.take_chunk().is_none());
+    }
+    let complete = batcher.push(message(3), PIECE.0 + 1, now);
+    assert_eq!(complete[0].range, range(1, 3));
+    assert_eq!((complete[0].messages.len(), complete[0].taken), (3, 0));
+    assert!(complete[0].in_pieces);
+}
+
+#[test]
 fn a_batch_is_due_an_interval_after_its_first_message() {
     let now = Instant::now();
     let mut batcher = Batcher::new(limits(100), []);
@@ -178,6 +272,8 @@ proptest! {
                 .map(|(_, rows)| rows)
                 .sum();
             prop_assert_eq!(batch.rows, expected);
+            let messages = batch.messages.len() + batch.taken;
+            prop_assert!(batch.rows <= limit || messages == 1 || recorded.contains(&batch.range));
         }
         for (batch, ahead) in batches.iter().zip(ahead) {
             prop_assert_eq!(batch.taken, ahead);

@@ -212,13 +212,18 @@ impl Record {
         (in_flight, false)
     }
 
-    /// Writes down how a range is inserted from now on.
+    /// Writes down how a range is inserted from now on. Where the tables turned out to be
+    /// others, ranges to come go into these, too.
     pub fn change(&mut self, changed: &InFlight) {
-        for in_flight in &mut self.in_flight {
-            if in_flight.range == changed.range {
-                in_flight.clone_from(changed);
-            }
+        let mut in_flight = self.in_flight.iter_mut();
+        let Some(in_flight) = in_flight.find(|other| other.range == changed.range) else {
+            return;
+        };
+        let tables = &changed.incarnation.tables;
+        if in_flight.incarnation.tables != *tables {
+            self.incarnation.tables.clone_from(tables);
         }
+        in_flight.clone_from(changed);
     }
 
     /// A day of a view is about to be swapped in that was built a moment ago. An instance

@@ -3,12 +3,13 @@
 
 use std::collections::{HashSet, VecDeque};
 
+use super::pieces::everything;
 use crate::clickhouse::native::{Block, Millis};
 use crate::clickhouse::stored::Origin;
 use crate::dead_letter::{DeadLetter, Reason};
 use crate::event::{Place, Source};
 use crate::pipeline::checkpoint::{Part, Rows};
-use crate::pipeline::encode::{Encoded, Encoder};
+use crate::pipeline::encode::{Content, Encoded, Encoder, Piece};
 
 /// More refused rows than this do not wait for the end of their batch: the record,
 /// which names them, has to stay small.
@@ -50,25 +51,25 @@ impl Step {
     }
 
     /// The batch's events that the part is made from.
-    pub fn sources<'a>(&self, batch: &'a Encoded) -> Vec<&'a Source> {
-        let sources = batch.sources.iter();
+    pub fn sources<'a>(&self, piece: &'a Piece) -> Vec<&'a Source> {
+        let sources = piece.sources.iter();
         sources.filter(|source| self.has(source)).collect()
     }
 
     /// The rows of the part.
-    pub fn select<'a>(&self, batch: &'a Encoded) -> Selected<'a> {
+    pub fn select<'a>(&self, piece: &'a Piece) -> Selected<'a> {
         match self.part.rows {
-            Rows::Events => Selected::Events(self.sources(batch)),
+            Rows::Events => Selected::Events(self.sources(piece)),
             Rows::Refused => {
                 let letter = |source: &Source| DeadLetter {
                     source: source.clone(),
                     reason: Reason::Refused,
                     error: self.error.clone(),
                 };
-                Selected::Letters(self.sources(batch).into_iter().map(letter).collect())
+                Selected::Letters(self.sources(piece).into_iter().map(letter).collect())
             }
             Rows::DeadLetters => {
-                let letters = batch.dead_letters.iter();
+                let letters = piece.dead_letters.iter();
                 let letters = letters.filter(|letter| self.has(&letter.source));
                 Selected::Letters(letters.cloned().collect())
             }
@@ -88,9 +89,9 @@ impl Rows {
 
 /// The batch as it is inserted first. Dead letters go before events: their range
 /// must not be committed without them.
-pub fn whole(batch: &Encoded) -> Vec<Part> {
-    let letters = batch.dead_letters.iter().map(|letter| letter.source.place);
-    let events = batch.sources.iter().map(|source| source.place);
+pub fn whole(piece: &Piece) -> Vec<Part> {
+    let letters = piece.dead_letters.iter().map(|letter| letter.source.place);
+    let events = piece.sources.iter().map(|source| source.place);
     let parts = [
         part_of(Rows::DeadLetters, &letters.collect::<Vec<_>>(), 0),
         part_of(Rows::Events, &events.collect::<Vec<_>>(), 0),
@@ -98,9 +99,19 @@ pub fn whole(batch: &Encoded) -> Vec<Part> {
     parts.into_iter().flatten().collect()
 }
 
+/// How a batch is recorded that was not before. Empty: as a whole. `may_be_there` says
+/// that ClickHouse may hold something of it already.
+pub fn first_parts(batch: &Encoded, may_be_there: bool) -> Vec<Part> {
+    match &batch.content {
+        Content::Messages(_) => everything(&batch.summary.range),
+        Content::Rows(piece) if may_be_there => what_is_missing(piece),
+        Content::Rows(_) => Vec::new(),
+    }
+}
+
 /// As [`whole`], for a range of which ClickHouse may hold something already.
-pub fn what_is_missing(batch: &Encoded) -> Vec<Part> {
-    let mut parts = whole(batch);
+fn what_is_missing(piece: &Piece) -> Vec<Part> {
+    let mut parts = whole(piece);
     for part in &mut parts {
         part.attempt = 1;
     }
@@ -114,6 +125,37 @@ fn part_of(rows: Rows, places: &[Place], attempt: u32) -> Option<Part> {
         last: *places.last()?,
         attempt,
     })
+}
+
+/// The parts of which something comes before a place, and what comes from there on.
+pub fn divide(parts: &[Part], next: Option<Place>) -> (Vec<Part>, Vec<Part>) {
+    let Some(next) = next else {
+        return (parts.to_vec(), Vec::new());
+    };
+    let before = parts.iter().filter(|part| part.first < next);
+    let rest = parts.iter().filter(|part| part.last >= next);
+    let from_next = |part: &Part| Part {
+        first: part.first.max(next),
+        ..*part
+    };
+    (before.copied().collect(), rest.map(from_next).collect())
+}
+
+/// A part between the first and the last of its rows that a piece has, under a token of
+/// its own; `None` where the piece has none.
+pub fn narrowed(part: &Part, piece: &Piece) -> Option<Part> {
+    let of_part = |place: &Place| (part.first..=part.last).contains(place);
+    let places: Vec<Place> = match part.rows {
+        Rows::DeadLetters => {
+            let letters = piece.dead_letters.iter().map(|letter| letter.source.place);
+            letters.filter(of_part).collect()
+        }
+        Rows::Events | Rows::Refused => {
+            let events = piece.sources.iter().map(|source| source.place);
+            events.filter(of_part).collect()
+        }
+    };
+    part_of(part.rows, &places, part.attempt.max(1))
 }
 
 /// The first step goes once more, with what is missing, under another token.
@@ -138,15 +180,15 @@ pub fn all_again(steps: &mut VecDeque<Step>) {
 /// The first step, which ClickHouse refused, becomes its halves, or a dead letter
 /// when it is one row. They are counted before they are sent: something of them may
 /// be stored after all.
-pub fn split(steps: &mut VecDeque<Step>, batch: &Encoded, error: String) {
+pub fn split(steps: &mut VecDeque<Step>, piece: &Piece, error: String) {
     let Some(refused) = steps.pop_front() else {
         return;
     };
     let attempt = refused.part.attempt + 1;
-    let places = refused.select(batch).places();
+    let places = refused.select(piece).places();
     if let [place] = places.as_slice() {
         let letter = part_of(Rows::Refused, &places, 1);
-        add_refused(steps, batch, *place, letter, error);
+        add_refused(steps, piece, *place, letter, error);
         return;
     }
     let (low, high) = places.split_at(places.len() / 2);
@@ -160,7 +202,7 @@ pub fn split(steps: &mut VecDeque<Step>, batch: &Encoded, error: String) {
 /// Refused rows wait until the end, so that neighbours go as one insert.
 fn add_refused(
     steps: &mut VecDeque<Step>,
-    batch: &Encoded,
+    piece: &Piece,
     place: Place,
     letter: Option<Part>,
     error: String,
@@ -168,7 +210,7 @@ fn add_refused(
     let Some(letter) = letter else {
         return;
     };
-    let mut before = batch.sources.iter().map(|source| source.place).rev();
+    let mut before = piece.sources.iter().map(|source| source.place).rev();
     let neighbour = before.find(|other| *other < place);
     if let Some(last) = steps.back_mut()
         && last.part.rows == Rows::Refused
@@ -226,9 +268,9 @@ impl Selected<'_> {
     }
 
     /// The block that inserts them.
-    pub fn block(&self, batch: &Encoded, encoder: &Encoder) -> Block {
+    pub fn block(&self, piece: &Piece, encoder: &Encoder) -> Block {
         match self {
-            Self::Events(sources) if sources.len() == batch.sources.len() => batch.block.clone(),
+            Self::Events(sources) if sources.len() == piece.sources.len() => piece.block.clone(),
             Self::Events(sources) => encoder.block(sources),
             Self::Letters(letters) => encoder.block_of_letters(letters),
         }
