@@ -36,7 +36,8 @@ impl Inserter {
     ) -> Result<(), CheckpointError> {
         let mut left = storing.in_flight.parts.clone();
         if recovered {
-            // An older build may have sent all of it at once, under another token.
+            // What an insert of before still brings must be there when it is looked for: one
+            // of an older build has all of the range, under another token.
             quiet(&self.clickhouse, self.checkpoint.stream(), &self.progress).await;
         }
         if left.is_empty() {
