@@ -193,7 +193,7 @@ async fn last_common(
 }
 
 /// Waits until no insert of the stream runs: one whose sender is gone may still come to its end.
-pub async fn quiet(clickhouse: &ClickHouse, stream: &StreamId, progress: &Progress) {
+async fn quiet(clickhouse: &ClickHouse, stream: &StreamId, progress: &Progress) {
     let stream = stream.to_string();
     let mut said = false;
     while ask(progress, "asking ClickHouse for running inserts", || {

@@ -12,7 +12,6 @@ use crate::event::Place;
 use crate::metrics::Stage;
 use crate::pipeline::checkpoint::{CheckpointError, Part, Range, Rows};
 use crate::pipeline::message::Message;
-use crate::pipeline::recover::quiet;
 
 /// All rows of a range. They are looked for before they are sent: only such parts have
 /// tokens of their own.
@@ -35,11 +34,6 @@ impl Inserter {
         recovered: bool,
     ) -> Result<(), CheckpointError> {
         let mut left = storing.in_flight.parts.clone();
-        if recovered {
-            // What an insert of before still brings must be there when it is looked for: one
-            // of an older build has all of the range, under another token.
-            quiet(&self.clickhouse, self.checkpoint.stream(), &self.progress).await;
-        }
         if left.is_empty() {
             left = everything(&storing.in_flight.range);
         }
