@@ -188,6 +188,7 @@ impl Pipeline {
         let committed = checkpoint.record().await.committed;
         checkpoint
             .change(|record| {
+                record.look_until = record.look_until.max(record.end().0);
                 record.cut_off(first.saturating_sub(1), 0);
                 // The tokens of before stand for rows that may be gone.
                 record.raise_generation(recover::now_seconds());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clickhouse::error::Error;
-use clickhouse::query::BytesCursor;
+use clickhouse::query::{BytesCursor, Query};
 use clickhouse::{Client, Compression, Row, RowOwned, RowRead};
 use secrecy::ExposeSecret;
 
@@ -37,11 +37,16 @@ pub enum InsertError {
     /// Only the same bytes with the same token may be sent again.
     #[error("outcome unknown: {0}")]
     Unknown(String),
+    /// As before, but ClickHouse itself has answered, after the insert had begun: the token
+    /// may stand for rows that are not there, since it is written down first. A restart is
+    /// not needed for that; a part that cannot be put in its place is enough.
+    #[error("{0}")]
+    HalfDone(String),
     /// A row's value is at fault, and nothing of the block is stored.
     #[error("{0}")]
     Refused(String),
-    /// ClickHouse answered with an error that is not the data's fault. Part of the
-    /// block may be stored: only the same bytes with the same token may be sent again.
+    /// ClickHouse answered with an error that is not the data's fault, before it began.
+    /// Only the same bytes with the same token may be sent again.
     #[error("{0}")]
     Unavailable(String),
 }
@@ -78,15 +83,19 @@ pub const INSERT_SETTINGS: [(&str, &str); 7] = [
     ("max_execution_time", "0"),
 ];
 
-/// What a statement asks for that reads or writes a whole day, such as a recount: limits
-/// that a profile sets for analysts would end it each time, or cut its result short.
-pub const PATIENT_SETTINGS: [(&str, &str); 8] = [
+/// What every statement of the daemon's own asks for: limits that a profile sets for analysts
+/// would end a recount each time, or cut short what a question is answered.
+pub const OWN_SETTINGS: [(&str, &str); 12] = [
     ("max_execution_time", "0"),
     ("max_rows_to_read", "0"),
     ("max_bytes_to_read", "0"),
     ("max_rows_to_group_by", "0"),
     ("max_result_rows", "0"),
     ("max_result_bytes", "0"),
+    ("max_rows_in_set", "0"),
+    ("max_bytes_in_set", "0"),
+    ("max_rows_in_distinct", "0"),
+    ("max_bytes_in_distinct", "0"),
     ("limit", "0"),
     ("offset", "0"),
 ];
@@ -127,18 +136,18 @@ impl ClickHouse {
 
     /// The same server, for statements that read or write a whole day.
     pub fn patient(&self) -> Self {
-        let patient = |client: &Client| {
-            let settings = PATIENT_SETTINGS.into_iter();
-            settings.fold(client.clone(), |client, (name, value)| {
-                client.with_setting(name, value)
-            })
-        };
         Self {
-            client: patient(&self.client),
-            server: patient(&self.server),
             timeout: PATIENT_TIMEOUT,
             ..self.clone()
         }
+    }
+
+    /// A statement of the daemon's own.
+    fn own(&self, sql: &str) -> Query {
+        let settings = OWN_SETTINGS.into_iter();
+        settings.fold(self.client.query_raw(sql), |query, (name, value)| {
+            query.with_setting(name, value)
+        })
     }
 
     /// The same server, without a database chosen: for creating it.
@@ -193,7 +202,7 @@ impl ClickHouse {
 
     /// Runs a statement that answers nothing.
     pub async fn execute(&self, sql: &str) -> Result<(), Error> {
-        self.limited(self.client.query_raw(sql).execute()).await
+        self.limited(self.own(sql).execute()).await
     }
 
     /// Runs a query; `parameters` fill in its `{name:Type}`.
@@ -202,7 +211,7 @@ impl ClickHouse {
         sql: &str,
         parameters: &[(&str, &str)],
     ) -> Result<Vec<T>, Error> {
-        let mut query = self.client.query_raw(sql);
+        let mut query = self.own(sql);
         for (name, value) in parameters {
             query = query.param(name, value);
         }
@@ -294,6 +303,7 @@ fn insert_error(error: Error) -> InsertError {
     let shown = codes::without_data(&answer);
     match codes::class_of(&answer) {
         Class::Refused => InsertError::Refused(shown),
+        _ if codes::came_after_begin(&answer) => InsertError::HalfDone(shown),
         Class::Unavailable => InsertError::Unavailable(shown),
         Class::Unknown => InsertError::Unknown(shown),
     }

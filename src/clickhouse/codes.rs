@@ -63,6 +63,31 @@ pub fn class_of(answer: &str) -> Class {
     code.class
 }
 
+/// Answers that come before an insert writes anything.
+const BEFORE_THE_BEGIN: [u16; 15] = [
+    60,  // UNKNOWN_TABLE
+    81,  // UNKNOWN_DATABASE
+    115, // UNKNOWN_SETTING
+    164, // READONLY
+    192, // UNKNOWN_USER
+    193, // WRONG_PASSWORD
+    194, // REQUIRED_PASSWORD
+    201, // QUOTA_EXCEEDED
+    202, // TOO_MANY_SIMULTANEOUS_QUERIES
+    216, // QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING
+    242, // TABLE_IS_READ_ONLY
+    252, // TOO_MANY_PARTS, of a table that is not written to then
+    452, // SETTING_CONSTRAINT_VIOLATION
+    497, // ACCESS_DENIED
+    516, // AUTHENTICATION_FAILED
+];
+
+/// Whether ClickHouse has answered so, and may have begun to write. Of what is not listed
+/// nobody knows.
+pub fn came_after_begin(answer: &str) -> bool {
+    number(answer).is_some_and(|number| !BEFORE_THE_BEGIN.contains(&number))
+}
+
 /// Whether nothing is stored, and a row's value is why.
 fn is_refusal(code: &Code, answer: &str) -> bool {
     // To the name, which is also the proof that the answer is there as a whole.

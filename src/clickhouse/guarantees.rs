@@ -13,7 +13,7 @@ use clickhouse::Row;
 use clickhouse::error::Error;
 use serde::Deserialize;
 
-use super::client::{ClickHouse, INSERT_SETTINGS, PATIENT_SETTINGS};
+use super::client::{ClickHouse, INSERT_SETTINGS, OWN_SETTINGS};
 use super::migrations::quote_identifier;
 use super::stored;
 use crate::versions::{self, Verdict};
@@ -113,7 +113,7 @@ struct Setting {
     value: String,
 }
 
-/// Runs a query just as an insert or a recount would run, and looks which settings took
+/// Runs a query under all that is asked for, and looks which settings took
 /// effect.
 async fn of_settings(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
     let asked = asked_settings().map(|(name, _)| format!("'{name}'"));
@@ -137,11 +137,11 @@ async fn of_settings(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
     }
 }
 
-/// What inserts and recounts ask for beside a token.
+/// What inserts ask for beside a token, and what every other statement does.
 fn asked_settings() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-    let recounts = PATIENT_SETTINGS.iter();
-    let recounts = recounts.filter(|setting| !INSERT_SETTINGS.contains(setting));
-    INSERT_SETTINGS.iter().chain(recounts)
+    let own = OWN_SETTINGS.iter();
+    let own = own.filter(|setting| !INSERT_SETTINGS.contains(setting));
+    INSERT_SETTINGS.iter().chain(own)
 }
 
 /// The settings that are asked for and not given.

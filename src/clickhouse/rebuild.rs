@@ -119,8 +119,12 @@ pub async fn runs(clickhouse: &ClickHouse) -> Result<bool, Error> {
         .rows(
             "SELECT count() AS count FROM system.processes
              WHERE current_database = currentDatabase() AND query_kind != 'Select'
-                 AND position(query, {prefix:String}) > 0",
-            &[("prefix", PREFIX)],
+                 AND match(query, {name:String})",
+            // After the prefix an owner, whose name ends with 32 digits, and the attempt.
+            &[(
+                "name",
+                &format!("{PREFIX}[0-9A-Za-z_]+_[0-9a-f]{{32}}_[0-9]+"),
+            )],
         )
         .await?;
     Ok(running.iter().any(|running| running.count > 0))

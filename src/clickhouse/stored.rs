@@ -121,8 +121,9 @@ pub struct Witness {
     pub received_at: i64,
 }
 
-/// The first rows of each stream of this name among these sequences, the newest stream
-/// first. Several of each, since single messages may have been deleted.
+/// Rows of each stream of this name among these sequences, the newest stream first: those of
+/// its first and its last sequences. Several of each, since single messages may have been
+/// deleted, and those of the end may be of a stream that has lost them.
 pub async fn witnesses(
     clickhouse: &ClickHouse,
     name: &str,
@@ -135,13 +136,22 @@ pub async fn witnesses(
     clickhouse
         .rows(
             &format!(
-                "SELECT stream, stream_seq, received_at FROM
+                "WITH messages AS
                  (
-                     SELECT {columns} FROM analytics_events WHERE {which}
-                     UNION ALL
-                     SELECT {columns} FROM dead_letters WHERE {which}
+                     SELECT DISTINCT {columns} FROM
+                     (
+                         SELECT stream, stream_seq, received_at FROM analytics_events WHERE {which}
+                         UNION ALL
+                         SELECT stream, stream_seq, received_at FROM dead_letters WHERE {which}
+                     )
                  )
-                 ORDER BY stream DESC, stream_seq LIMIT 10 BY stream"
+                 SELECT DISTINCT stream, stream_seq, received_at FROM
+                 (
+                     SELECT * FROM messages ORDER BY stream_seq LIMIT 20 BY stream
+                     UNION ALL
+                     SELECT * FROM messages ORDER BY stream_seq DESC LIMIT 20 BY stream
+                 )
+                 ORDER BY stream DESC, stream_seq"
             ),
             &[
                 ("name", &format!("{name}@")),

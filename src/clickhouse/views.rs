@@ -4,6 +4,8 @@
 //! one view alone. What a view must hold is what its own SELECT gives; what it holds is
 //! its target, merged. Days are compared, since a day can be built again: `rebuild`.
 
+mod comparable;
+
 use std::collections::BTreeSet;
 
 use clickhouse::Row;
@@ -14,7 +16,8 @@ use time::macros::format_description;
 
 use super::client::ClickHouse;
 use super::migrations::{quote_identifier, quote_string};
-use super::reach::{Catalog, INSERTED_INTO, Link, Name, Table};
+use super::reach::{Catalog, INSERTED_INTO, Link, Name};
+use comparable::ColumnType;
 
 /// A materialized view whose target can be compared with its SELECT, a day at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +33,8 @@ pub struct View {
     /// The target's column that it is partitioned by, a day each.
     pub(super) day: String,
     pub(super) columns: Vec<Column>,
-    /// What tells a row from others: merges make one row of those that agree in it.
-    /// Empty where rows are never merged.
+    /// Whether rows are merged later, those of one sorting key into one.
+    merges: bool,
     sorting_key: String,
 }
 
@@ -56,34 +59,6 @@ pub struct Views {
     pub others: Vec<Uncompared>,
 }
 
-const NOT_SEEN: &str = "this user may not see it";
-const REPLICATED: &str = "its target is replicated, where rows and token are one operation";
-const NO_TABLE: &str = "its target keeps no rows";
-const NO_DAYS: &str = "its target is not partitioned by a column of days";
-const STATES: &str = "its target holds aggregate states, which depend on the order of merges";
-const SHARED: &str = "another view fills its target, too";
-const OF_LETTERS: &str = "it reads dead letters, which come and go";
-const SOURCE: &str = "its source is not compared";
-const MERGED_SOURCE: &str = "its source's rows are merged after it has seen them";
-const OTHERS: &str = "its SELECT reads more than the rows of its source";
-
-/// What a SELECT may not say whose rows are to be the same at any time: it would read
-/// other tables, or the clock, or chance. As ClickHouse writes it.
-const READS_MORE: [&str; 12] = [
-    " JOIN ",
-    "(SELECT",
-    "dictGet",
-    "joinGet",
-    "now(",
-    "now64(",
-    "today(",
-    "yesterday(",
-    "rand(",
-    "rand32(",
-    "rand64(",
-    "generateUUID",
-];
-
 /// The views that an insert of events or dead letters reaches, those of operators
 /// included, in whatever database.
 pub async fn reached(clickhouse: &ClickHouse) -> Result<Views, Error> {
@@ -99,7 +74,7 @@ pub async fn reached(clickhouse: &ClickHouse) -> Result<Views, Error> {
     }
     for link in catalog.reach(&INSERTED_INTO[1..]).links {
         let name = shown(&link, home);
-        let reason = OF_LETTERS;
+        let reason = comparable::OF_LETTERS;
         if !views.others.iter().any(|other| other.name == name) {
             views.others.push(Uncompared { name, reason });
         }
@@ -122,72 +97,49 @@ async fn comparable(
     link: &Link,
 ) -> Result<Result<View, &'static str>, Error> {
     let Some(target) = catalog.get(&link.target) else {
-        return Ok(Err(NOT_SEEN));
+        return Ok(Err(comparable::NOT_SEEN));
     };
-    if target.is_replicated() {
-        return Ok(Err(REPLICATED));
-    }
-    if !target.engine.ends_with("MergeTree") {
-        return Ok(Err(NO_TABLE));
+    if let Some(reason) = comparable::of_target(target) {
+        return Ok(Err(reason));
     }
     if catalog.views_into(&link.target) > 1 {
-        return Ok(Err(SHARED));
+        return Ok(Err(comparable::SHARED));
     }
-    let select = &link.view.as_select;
-    if READS_MORE.iter().any(|words| select.contains(words)) {
-        return Ok(Err(OTHERS));
+    let merges = target.engine != "MergeTree";
+    let aggregates = aggregates(clickhouse).await?;
+    if let Some(reason) = comparable::of_select(&link.view.as_select, merges, &aggregates) {
+        return Ok(Err(reason));
     }
     let is_root = link.source == Name::new(clickhouse.database(), INSERTED_INTO[0]);
     let mut filled = views.compared.iter();
     let source_day = match filled.find(|view| view.target == link.source) {
-        Some(source) if source.sorting_key.is_empty() => Some(source.day.clone()),
-        Some(_) => return Ok(Err(MERGED_SOURCE)),
+        Some(source) if source.merges => return Ok(Err(comparable::MERGED_SOURCE)),
+        Some(source) => Some(source.day.clone()),
         None if is_root => None,
-        None => return Ok(Err(SOURCE)),
+        None => return Ok(Err(comparable::SOURCE)),
     };
-    let columns = columns(clickhouse, &link.target).await?;
-    let day = &target.partition_key;
-    if !columns
-        .iter()
-        .any(|column| column.name == *day && column.r#type == "Date")
-    {
-        return Ok(Err(NO_DAYS));
-    }
-    if columns
-        .iter()
-        .any(|column| column.r#type.starts_with("AggregateFunction("))
-    {
-        return Ok(Err(STATES));
+    let given = columns(clickhouse, &link.view.name()).await?;
+    let held = columns(clickhouse, &link.target).await?;
+    if let Some(reason) = comparable::of_columns(&given, &held, &target.partition_key) {
+        return Ok(Err(reason));
     }
     Ok(Ok(View {
         name: String::new(),
         target: link.target.clone(),
         source: link.source.clone(),
         source_day,
-        select: select.clone(),
-        day: day.clone(),
-        sorting_key: merging_key(target),
-        columns: columns
+        select: link.view.as_select.clone(),
+        day: target.partition_key.clone(),
+        merges,
+        sorting_key: target.sorting_key.clone(),
+        columns: held
             .into_iter()
             .map(|column| Column {
-                is_array: column.r#type.contains("Array("),
+                is_array: column.bare_type().starts_with("Array("),
                 name: column.name,
             })
             .collect(),
     }))
-}
-
-fn merging_key(target: &Table) -> String {
-    match target.engine.as_str() {
-        "MergeTree" => String::new(),
-        _ => target.sorting_key.clone(),
-    }
-}
-
-#[derive(Row, Deserialize)]
-struct ColumnType {
-    name: String,
-    r#type: String,
 }
 
 async fn columns(clickhouse: &ClickHouse, table: &Name) -> Result<Vec<ColumnType>, Error> {
@@ -201,6 +153,20 @@ async fn columns(clickhouse: &ClickHouse, table: &Name) -> Result<Vec<ColumnType
             &[("database", &table.database), ("table", &table.table)],
         )
         .await
+}
+
+/// The names of all aggregate functions.
+async fn aggregates(clickhouse: &ClickHouse) -> Result<BTreeSet<String>, Error> {
+    #[derive(Row, Deserialize)]
+    struct Function {
+        name: String,
+    }
+    let sql = "SELECT lower(name) AS name FROM system.functions WHERE is_aggregate";
+    let functions: Vec<Function> = clickhouse.rows(sql, &[]).await?;
+    Ok(functions
+        .into_iter()
+        .map(|function| function.name)
+        .collect())
 }
 
 impl View {
@@ -230,9 +196,9 @@ impl View {
         struct Count {
             count: u64,
         }
-        let key = match self.sorting_key.as_str() {
-            "" => self.row(),
-            key => format!("toString(tuple({key}))"),
+        let key = match self.merges {
+            true => format!("toString(tuple({}))", self.sorting_key),
+            false => self.row(),
         };
         // Of a day with millions of keys, hashes fit into memory.
         let key = format!("cityHash64({key})");
@@ -324,11 +290,7 @@ impl View {
 
     fn held(&self) -> String {
         // Rows are merged in the background: FINAL merges them at once.
-        let merged = if self.sorting_key.is_empty() {
-            ""
-        } else {
-            " FINAL"
-        };
+        let merged = if self.merges { " FINAL" } else { "" };
         format!("{}{merged}", self.target.quoted())
     }
 

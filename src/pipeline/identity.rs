@@ -31,6 +31,16 @@ pub async fn of(
     if let Some(known) = record.and_then(|record| record.identity_of(&current)) {
         return Ok(known);
     }
+    if let Some(record) = record
+        && holds_what_is_known(jetstream, &current, record).await?
+    {
+        let known = StreamId {
+            created: record.stream_created.clone(),
+            ..current.clone()
+        };
+        say(&current, &known);
+        return Ok(known);
+    }
     let state = &stream.cached_info().state;
     let witnesses = ask(
         progress,
@@ -58,17 +68,36 @@ pub async fn of(
             message.sequence == stream_seq && milliseconds == received_at
         });
         if is_same && let Some((_, created)) = earlier.split_once('@') {
-            warn!(
-                stream = own,
-                earlier,
-                "the stream was restored, and holds messages that are stored under its earlier \
-                 creation time: going on under that"
-            );
-            return Ok(StreamId {
+            let known = StreamId {
                 created: created.to_owned(),
-                ..current
-            });
+                ..current.clone()
+            };
+            say(&current, &known);
+            return Ok(known);
         }
     }
     Ok(current)
+}
+
+/// Whether the stream has a message that the record of an earlier one knows, as it was.
+async fn holds_what_is_known(
+    jetstream: &jetstream::Context,
+    stream: &StreamId,
+    record: &Record,
+) -> Result<bool, StoredMessageError> {
+    for (sequence, stored_at) in record.known_messages() {
+        let found = stored_message(jetstream, &stream.name, sequence, ">").await?;
+        if found.is_some_and(|it| it.sequence == sequence && it.stored_at == stored_at) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn say(current: &StreamId, known: &StreamId) {
+    warn!(
+        stream = %current, earlier = %known,
+        "the stream was restored, and holds messages that are stored under its earlier \
+         creation time: going on under that"
+    );
 }

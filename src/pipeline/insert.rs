@@ -96,6 +96,7 @@ enum Sent {
     /// Taken: by the first attempt of this run, or by a later one.
     Taken {
         again: bool,
+        half_done: bool,
     },
     Refused {
         again: bool,
@@ -201,6 +202,8 @@ impl Inserter {
                         batch.last = in_flight.range.last,
                         "ClickHouse has lost rows that it said it has: inserting them again"
                     );
+                    // The views may have them.
+                    history.looked_for = true;
                     parts::again(&mut steps);
                 }
                 Outcome::Exchanged => {
@@ -262,7 +265,10 @@ impl Inserter {
         let token = in_flight.token(self.checkpoint.stream(), part);
         let block = selected.block(piece, &self.encoder);
         let (again, refusal) = match self.send(part.rows, &block, &token, in_flight).await? {
-            Sent::Taken { again } => (again, None),
+            Sent::Taken { again, half_done } => {
+                history.looked_for |= half_done;
+                (again, None)
+            }
             Sent::Refused { again, error } => (again, Some(error)),
             Sent::Exchanged => return Ok(Outcome::Exchanged),
         };
@@ -297,7 +303,7 @@ impl Inserter {
         let table = rows.table();
         let mut retry = Retry::new();
         let hold_up = self.progress.hold_up();
-        let mut again = false;
+        let (mut again, mut half_done) = (false, false);
         loop {
             // Whoever was frozen must not go on with what its successor has done. A repeat
             // may come hours later, when the token is forgotten: no clock is asked then.
@@ -315,7 +321,7 @@ impl Inserter {
                 Ok(()) => {
                     let took = started.elapsed().as_secs_f64();
                     self.progress.metrics.insert_duration.observe(took);
-                    return Ok(Sent::Taken { again });
+                    return Ok(Sent::Taken { again, half_done });
                 }
                 Err(InsertError::Refused(error)) if rows == Rows::Events => {
                     return Ok(Sent::Refused { again, error });
@@ -323,6 +329,7 @@ impl Inserter {
                 Err(error) => error,
             };
             again = true;
+            half_done |= matches!(error, InsertError::HalfDone(_));
             let unknown = matches!(error, InsertError::Unknown(_));
             self.progress.metrics.insert_failed(unknown);
             if retry.is_news(&error) {

@@ -131,12 +131,7 @@ impl<'a> Recount<'a> {
             return Ok(Fate::Exact);
         }
         fault::at("after-compare");
-        let unexplained = view.unexplained(clickhouse, day).await?;
-        if unexplained > 0 {
-            warn!(
-                view = view.name, %day, unexplained,
-                "a view differs from the events, and holds rows that no event explains: left as it is"
-            );
+        if self.has_unexplained(view, day).await? {
             return Ok(Fate::Left);
         }
         warn!(view = view.name, %day, "a view differs from the events: building the day again");
@@ -149,10 +144,26 @@ impl<'a> Recount<'a> {
         self.checkpoint.confirm_by_writing().await?;
         rebuild.fill(clickhouse).await?;
         fault::at("after-fill");
+        // Somebody may have brought rows of his own meanwhile.
+        if self.has_unexplained(view, day).await? {
+            return Ok(Fate::Left);
+        }
         self.checkpoint.change(Record::recount_in_flight).await?;
         fault::during("during-swap", rebuild.swap(clickhouse)).await?;
         fault::at("after-swap");
         Ok(Fate::Rebuilt)
+    }
+
+    /// Whether a day holds rows that are not this program's to delete.
+    async fn has_unexplained(&self, view: &View, day: Date) -> Result<bool, RecountError> {
+        let unexplained = view.unexplained(&self.clickhouse, day).await?;
+        if unexplained > 0 {
+            warn!(
+                view = view.name, %day, unexplained,
+                "a view differs from the events, and holds rows that no event explains: left as it is"
+            );
+        }
+        Ok(unexplained > 0)
     }
 
     /// Makes sure that no statement of a rebuild can take effect after this, whoever sent
@@ -160,7 +171,9 @@ impl<'a> Recount<'a> {
     pub async fn clear(&self) -> Result<(), CheckpointError> {
         self.until_answered("clearing what rebuilds have left", || async {
             self.drop_leftovers().await?;
+            let waiting = self.progress.hold_up();
             while rebuild::runs(&self.clickhouse).await? {
+                waiting.say("a rebuild of an earlier writer still runs".to_owned());
                 tokio::time::sleep(LOOK).await;
             }
             Ok(())

@@ -65,24 +65,13 @@ pub async fn reconcile(
     quiet(clickhouse, checkpoint.stream(), progress).await;
 
     let cut_off = last_common(jetstream, stream, &record).await?;
-    match cut_off {
-        None => {}
-        Some(Common {
-            last,
-            is_lost: true,
-            ..
-        }) => error!(
+    if let Some((last, _)) = cut_off {
+        error!(
             from = last + 1,
             to = end,
             "the stream has lost its tail and gives its sequences to other messages; \
              ClickHouse keeps what it has of the lost ones"
-        ),
-        Some(Common { last, .. }) => info!(
-            from = last + 1,
-            to = end,
-            "the checkpoint's last message was deleted from the stream: comparing what is there \
-             with ClickHouse"
-        ),
+        );
     }
     let stored = last_after(clickhouse, checkpoint.stream(), end, progress).await;
     if let Some(stored) = stored {
@@ -106,7 +95,9 @@ pub async fn reconcile(
              if ClickHouse was emptied or exchanged, `verify --repair` brings back what the stream still has"
         );
     }
+    // Also what an earlier writer has not come to, who went back in the record.
     let check_until = stored.or(cut_off.map(|_| end)).unwrap_or(0);
+    let check_until = check_until.max(record.look_until);
 
     let incarnation = Incarnation {
         process: process(clickhouse, progress).await,
@@ -114,14 +105,12 @@ pub async fn reconcile(
     };
     checkpoint
         .change(|record| {
-            if let Some(Common {
-                last, stored_at, ..
-            }) = cut_off
-            {
+            if let Some((last, stored_at)) = cut_off {
                 record.cut_off(last, stored_at);
             }
             if check_until > 0 {
                 record.raise_generation(now_seconds());
+                record.look_until = check_until;
             }
             if stored.is_some() {
                 // An old record's: their tokens may be forgotten by now.
@@ -134,26 +123,17 @@ pub async fn reconcile(
     Ok(check_until)
 }
 
-/// The last message that the record and the stream have in common, where it is not the
-/// record's last one.
-#[derive(Clone, Copy)]
-struct Common {
-    /// Its sequence; 0 where there is none.
-    last: u64,
-    stored_at: i64,
-    /// A later one is gone together with the stream's tail, not by itself.
-    is_lost: bool,
-}
-
-/// Compares the messages that the record knows with the stream, the last one first.
+/// The last message that the record and the stream have in common, its sequence and when it
+/// was stored, where the stream has lost its tail after it; 0 where there is none.
 ///
 /// Its time tells a message from another one that took its place. That times rise is not
-/// to be relied on: after a power failure, NATS' clock may be behind.
+/// to be relied on: after a power failure, NATS' clock may be behind. A message that is
+/// missing among others was deleted by itself, and tells nothing.
 async fn last_common(
     jetstream: &jetstream::Context,
     stream: &Stream,
     record: &Record,
-) -> Result<Option<Common>, RecoverError> {
+) -> Result<Option<(u64, i64)>, RecoverError> {
     let info = stream.cached_info();
     let (state, name) = (&info.state, &info.config.name);
     let (end, stored_at) = record.end();
@@ -162,39 +142,28 @@ async fn last_common(
         return Ok(None);
     }
     let mut is_lost = end > state.last_sequence;
-    for (last, stored_at) in record.known_messages() {
-        let common = Common {
-            last,
-            stored_at,
-            is_lost,
-        };
-        if last < state.first_sequence {
-            return Ok(Some(common));
+    for (sequence, stored_at) in record.known_messages() {
+        if sequence < state.first_sequence {
+            return Ok(is_lost.then_some((sequence, stored_at)));
         }
-        if last > state.last_sequence {
+        if sequence > state.last_sequence {
             continue;
         }
-        let found = stored_message(jetstream, name, last, ">").await?;
-        match found.filter(|found| found.sequence == last) {
-            Some(found) if found.stored_at == stored_at => {
-                return Ok((last < end).then_some(common));
+        let found = stored_message(jetstream, name, sequence, ">").await?;
+        if let Some(found) = found.filter(|found| found.sequence == sequence) {
+            if found.stored_at == stored_at {
+                return Ok(is_lost.then_some((sequence, stored_at)));
             }
-            Some(_) => is_lost = true,
-            // Deleted by itself, for all that is known.
-            None => {}
+            is_lost = true;
         }
     }
-    // Nothing says that the stream is not what it was.
-    Ok(is_lost.then_some(Common {
-        last: 0,
-        stored_at: 0,
-        is_lost,
-    }))
+    Ok(is_lost.then_some((0, 0)))
 }
 
 /// Waits until no insert of the stream runs: one whose sender is gone may still come to its end.
 async fn quiet(clickhouse: &ClickHouse, stream: &StreamId, progress: &Progress) {
     let stream = stream.to_string();
+    let waiting = progress.hold_up();
     let mut said = false;
     while ask(progress, "asking ClickHouse for running inserts", || {
         stored::inserts_run(clickhouse, &stream)
@@ -203,6 +172,7 @@ async fn quiet(clickhouse: &ClickHouse, stream: &StreamId, progress: &Progress) 
     {
         if !said {
             info!("waiting for the inserts of an earlier writer");
+            waiting.say("inserts of an earlier writer still run".to_owned());
             said = true;
         }
         tokio::time::sleep(LOOK).await;

@@ -175,3 +175,54 @@ async fn tables_that_lost_their_log_of_tokens_get_nothing_twice() {
         crash.is_exact(150).await;
     }
 }
+
+#[tokio::test]
+async fn rows_lost_without_a_restart_of_clickhouse_count_once_in_every_view() {
+    let world = World::new().await;
+    let config = world.config("flush_interval_seconds: 0.1", "");
+    let log = world.dir.path().join("daemon.log");
+    let daemon = Daemon::start_logging_to(&log, &config, &[]);
+    daemon.logs("checkpoint taken over").await;
+    daemon.stop().await;
+    publish_samples(&world, 100).await;
+    let fault = [("ANALYTICS_FAULT", "kill@after-insert:1")];
+    let mut daemon = Daemon::start_logging_to(&log, &config, &fault);
+    daemon.ended().await;
+    // As a rename that fails does: the token is known, the rows are gone, the views have them.
+    let lose = "ALTER TABLE analytics_events DELETE WHERE 1";
+    let lose = world.clickhouse().query(lose);
+    let lose = lose.with_setting("mutations_sync", "1").execute();
+    lose.await.unwrap();
+    let daemon = Daemon::start_logging_to(&log, &config, &[]);
+    world.settled(100, 0).await;
+    world.views_equal_a_recount().await;
+    daemon
+        .logs("ClickHouse has lost rows that it said it has")
+        .await;
+}
+
+/// ClickHouse writes a token down, and then cannot put the part in its place: it goes on, and
+/// takes the repeat for one.
+#[tokio::test]
+async fn a_view_whose_part_could_not_be_put_in_its_place_is_recounted() {
+    let crash = Crash::new("flush_interval_seconds: 0.1").await;
+    let paths = "SELECT data_paths[1] AS path FROM system.tables
+                 WHERE database = currentDatabase() AND name = 'event_counts_by_type'";
+    let paths = crash.world.ask(paths).await.unwrap();
+    let path = PathBuf::from(paths[0]["path"].as_str().unwrap());
+    let today = "SELECT toString(toYYYYMMDD(now('UTC'))) AS day";
+    let day = crash.world.ask(today).await.unwrap();
+    let day = day[0]["day"].as_str().unwrap();
+    // Where the next parts would go, one of them a mutation's.
+    for number in 1..=4 {
+        for level in 0..=1 {
+            let part = path.join(format!("{day}_{number}_{number}_{level}"));
+            std::fs::write(part, "").unwrap();
+        }
+    }
+    let daemon = crash.start("");
+    publish_samples(&crash.world, 100).await;
+    crash.is_exact(100).await;
+    daemon.logs("insert failed, retrying").await;
+    daemon.logs("building the day again").await;
+}

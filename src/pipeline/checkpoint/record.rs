@@ -155,11 +155,23 @@ pub struct Record {
     /// of them that is still in it says up to where all is as it was.
     #[serde(default)]
     pub landmarks: Vec<(u64, i64)>,
+    /// Up to this sequence ClickHouse may hold what `committed` does not speak of, since the
+    /// record went back: ranges to come are looked for before they are sent.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub look_until: u64,
     /// The creation time that NATS gives for the stream, where it is not
     /// `stream_created`: a stream that was restored keeps the identity under which its
     /// messages are stored.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub restored: String,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands over a reference"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Record {
@@ -173,6 +185,7 @@ impl Record {
             in_flight: Vec::new(),
             incarnation: Incarnation::default(),
             landmarks: Vec::new(),
+            look_until: 0,
             restored: String::new(),
         }
     }
@@ -249,6 +262,9 @@ impl Record {
         self.in_flight.retain(|other| other.range != *range);
         self.committed = range.last;
         self.committed_stored_at = range.last_stored_at;
+        if self.look_until <= self.committed {
+            self.look_until = 0;
+        }
         self.landmarks.push((range.last, range.last_stored_at));
         self.thin_out_landmarks();
     }
