@@ -339,3 +339,41 @@ async fn views_of_views_are_compared_and_built_again_where_that_can_be_done() {
     let sql = "SELECT (SELECT sum(n) FROM errors) = (SELECT count() FROM error_tracking) AS n";
     assert_eq!(world.number(sql).await, 1);
 }
+
+/// The views have what is missing from the table: what is inserted again is in them twice, until
+/// they are recounted. Whoever goes on with a repair that was cut off has to know that.
+#[tokio::test]
+async fn a_repair_that_is_killed_half_way_is_gone_on_with_by_the_daemon() {
+    let world = World::new().await;
+    let config = world.config("batch_size: 10, flush_interval_seconds: 0.1", "");
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    publish_samples(&world, 100).await;
+    world.settled(100, 0).await;
+    daemon.stop().await;
+    let lose = "ALTER TABLE analytics_events DELETE WHERE stream_seq > 50";
+    let lose = world.clickhouse().query(lose);
+    let lose = lose.with_setting("mutations_sync", "1").execute();
+    lose.await.unwrap();
+    let mut repair = command(&config);
+    repair.args(["verify", "--repair"]);
+    let repair = repair
+        .env("ANALYTICS_FAULT", "kill@after-commit:2")
+        .output();
+    assert_eq!(repair.unwrap().status.code(), None);
+    let stored = world.stored().await;
+    assert!((60..100).contains(&stored), "{stored}");
+
+    let daemon = Daemon::start(&config);
+    daemon.logs("checkpoint taken over").await;
+    world.settled(100, 0).await;
+    world.views_equal_a_recount().await;
+    // What is new is not looked for.
+    publish_samples(&world, 50).await;
+    world.settled(150, 0).await;
+    let jetstream = world.nats.jetstream().await;
+    let bucket = jetstream.get_key_value("analytics-checkpoints").await;
+    let record = bucket.unwrap().get("ANALYTICS.analytics-processor").await;
+    let record = String::from_utf8(record.unwrap().unwrap().to_vec()).unwrap();
+    assert!(!record.contains("look_until"), "{record}");
+}
