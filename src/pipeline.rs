@@ -24,6 +24,7 @@ mod lag;
 pub mod message;
 mod metadata;
 mod progress;
+mod question;
 mod read;
 pub mod recount;
 pub mod recover;
@@ -248,7 +249,7 @@ impl Pipeline {
                 continue;
             };
             let record = match &turn {
-                Turn::Found(found) => Some(found),
+                Turn::Found(found) => Some(found.as_ref()),
                 Turn::Vacant => self.last.as_ref(),
             };
             claim.created = StreamId::of(&stream).created;

@@ -79,7 +79,7 @@ impl Claim {
 pub enum Turn {
     /// There is no record.
     Vacant,
-    Found(Written),
+    Found(Box<Written>),
 }
 
 /// A record and the revision under which it stands in the bucket.
@@ -112,7 +112,7 @@ pub async fn wait_for_turn(
             || record.owner == claim.owner
             || still_since.elapsed() >= claim.lease_timeout;
         if free {
-            return Ok(Turn::Found(Written { record, revision }));
+            return Ok(Turn::Found(Box::new(Written { record, revision })));
         }
         standing_by(&record.owner);
         tokio::time::sleep(LOOK.min(claim.lease_timeout / 4)).await;

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::checkpoint::Record;
 use super::progress::Progress;
-use super::recover::ask;
+use super::question::ask;
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::stored::{self, Witness};
 use crate::nats::{StoredMessageError, StreamId, stored_message};

@@ -21,7 +21,7 @@ use super::checkpoint::{Checkpoint, CheckpointError, History, InFlight, Part, Re
 use super::encode::{Content, Encoded, Encoder, Piece, Summary};
 use super::fault;
 use super::progress::Progress;
-use super::recover::{ask, tables};
+use super::question::{ask, tables};
 use crate::clickhouse::native::{Block, Millis};
 use crate::clickhouse::stored::{self, Origin};
 use crate::clickhouse::{ClickHouse, InsertError};

@@ -14,7 +14,7 @@ use super::consume::{ConsumeError, Consumer, Delivery};
 use super::decode::Decoder;
 use super::flow::Flow;
 use super::progress::Progress;
-use super::recover::ask;
+use super::question::ask;
 use crate::clickhouse::{ClickHouse, stored};
 
 /// How long to go on reading.

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use super::checkpoint::{Checkpoint, CheckpointError, Range, Record};
 use super::fault;
 use super::progress::Progress;
-use super::recover::{ask, process};
+use super::question::{ask, process};
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::client::describe;
 use crate::clickhouse::migrations::quote_string;

@@ -10,18 +10,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream;
 use async_nats::jetstream::stream::Stream;
-use clickhouse::error::Error;
-use futures_util::TryFutureExt;
 use tracing::{error, info, warn};
 
 use super::checkpoint::{Checkpoint, CheckpointError, Incarnation, Record};
 use super::progress::Progress;
+use super::question::{ask, process, tables};
 use super::recount::Recount;
 use crate::clickhouse::ClickHouse;
-use crate::clickhouse::client::describe;
-use crate::clickhouse::{reach, stored};
+use crate::clickhouse::stored;
 use crate::nats::{StoredMessageError, StreamId, stored_message};
-use crate::retry;
 
 /// How often ClickHouse is asked whether inserts of an earlier writer still run.
 const LOOK: Duration = Duration::from_millis(200);
@@ -191,38 +188,6 @@ async fn last_after(
         stored::last_after(clickhouse, &stream, sequence)
     })
     .await
-}
-
-/// Which ClickHouse process answers.
-pub async fn process(clickhouse: &ClickHouse, progress: &Progress) -> String {
-    ask(progress, "asking ClickHouse which process it is", || {
-        clickhouse.process()
-    })
-    .await
-}
-
-/// Which tables an insert reaches.
-pub async fn tables(clickhouse: &ClickHouse, progress: &Progress) -> String {
-    ask(progress, "asking ClickHouse which tables it has", || {
-        reach::identity(clickhouse)
-    })
-    .await
-}
-
-/// Asks until there is an answer: without it, nothing may be inserted. Health says why
-/// there is none.
-pub async fn ask<T, Answer: Future<Output = Result<T, Error>>>(
-    progress: &Progress,
-    what: &'static str,
-    mut question: impl FnMut() -> Answer,
-) -> T {
-    let hold_up = progress.hold_up();
-    let say = |error| {
-        let error = describe(&error);
-        hold_up.say(format!("{what} fails: {error}"));
-        error
-    };
-    retry::until_ok(what, || question().map_err(say)).await
 }
 
 pub fn now_seconds() -> u32 {

@@ -15,8 +15,8 @@ use super::checkpoint::Recorded;
 use super::encode::Encoded;
 use super::flow::Flow;
 use super::insert::{Inserter, Stored, first_parts};
+use super::question::process;
 use super::recount::Recount;
-use super::recover::process;
 use super::{PipelineError, fault};
 use crate::metrics::Stage;
 
