@@ -244,10 +244,11 @@ impl ClickHouse {
     pub async fn process(&self) -> Result<String, Error> {
         self.visible_process().await?.ok_or_else(|| {
             let user = quote_identifier(&self.user);
-            Error::Custom(format!(
+            let missing = format!(
                 "this user cannot see which ClickHouse process answers: \
                  GRANT SELECT ON system.processes TO {user}"
-            ))
+            );
+            Error::Other(missing.into())
         })
     }
 

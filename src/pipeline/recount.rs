@@ -115,9 +115,14 @@ impl<'a> Recount<'a> {
         for view in views::reached(&self.clickhouse).await?.compared {
             let source = done.iter().find(|(other, _)| view.is_filled_by(other));
             let of_source = source.map(|(_, days)| days.clone()).unwrap_or_default();
-            let days = view.days_of(&self.clickhouse, filter, &of_source).await?;
+            let days = view.days_of(&self.clickhouse, filter, &of_source).await;
+            let days = days.map_err(|error| named(&view, &error))?;
             for day in &days {
-                fates.push(self.put_right(&view, *day).await?);
+                match self.put_right(&view, *day).await {
+                    Ok(fate) => fates.push(fate),
+                    Err(RecountError::ClickHouse(error)) => return Err(named(&view, &error)),
+                    Err(lost) => return Err(lost),
+                }
             }
             done.push((view, days));
         }
@@ -208,6 +213,14 @@ impl<'a> Recount<'a> {
     async fn process(&self) -> String {
         process(&self.clickhouse, self.progress).await
     }
+}
+
+/// An error with the view that it is about: it may be one of an operator's.
+fn named(view: &View, error: &Error) -> RecountError {
+    let name = &view.name;
+    RecountError::ClickHouse(Error::Other(
+        format!("view `{name}`: {}", describe(error)).into(),
+    ))
 }
 
 /// The rows of these ranges.
