@@ -139,11 +139,12 @@ pub async fn identity(clickhouse: &ClickHouse) -> Result<String, Error> {
 }
 
 impl Catalog {
+    /// # Errors
+    /// Also where the daemon's own database is missing.
     pub async fn read(clickhouse: &ClickHouse) -> Result<Self, Error> {
         // Views are in databases of ClickHouse's own only, and the tables of others may
         // be asked for over the network.
         let tables: Vec<Table> = clickhouse
-            .without_database()
             .rows(
                 "SELECT database, name, toString(uuid) AS uuid, engine, engine_full,
                      partition_key, sorting_key, create_table_query, as_select,
