@@ -96,7 +96,6 @@ enum Sent {
     /// Taken: by the first attempt of this run, or by a later one.
     Taken {
         again: bool,
-        half_done: bool,
     },
     Refused {
         again: bool,
@@ -242,7 +241,7 @@ impl Inserter {
     async fn take(
         &self,
         piece: &Piece,
-        in_flight: &InFlight,
+        in_flight: &mut InFlight,
         step: &Step,
         history: &mut History,
     ) -> Result<Outcome, CheckpointError> {
@@ -265,10 +264,7 @@ impl Inserter {
         let token = in_flight.token(self.checkpoint.stream(), part);
         let block = selected.block(piece, &self.encoder);
         let (again, refusal) = match self.send(part.rows, &block, &token, in_flight).await? {
-            Sent::Taken { again, half_done } => {
-                history.looked_for |= half_done;
-                (again, None)
-            }
+            Sent::Taken { again } => (again, None),
             Sent::Refused { again, error } => (again, Some(error)),
             Sent::Exchanged => return Ok(Outcome::Exchanged),
         };
@@ -298,12 +294,12 @@ impl Inserter {
         rows: Rows,
         block: &Block,
         token: &str,
-        in_flight: &InFlight,
+        in_flight: &mut InFlight,
     ) -> Result<Sent, CheckpointError> {
         let table = rows.table();
         let mut retry = Retry::new();
         let hold_up = self.progress.hold_up();
-        let (mut again, mut half_done) = (false, false);
+        let mut again = false;
         loop {
             // Whoever was frozen must not go on with what its successor has done. A repeat
             // may come hours later, when the token is forgotten: no clock is asked then.
@@ -321,7 +317,7 @@ impl Inserter {
                 Ok(()) => {
                     let took = started.elapsed().as_secs_f64();
                     self.progress.metrics.insert_duration.observe(took);
-                    return Ok(Sent::Taken { again, half_done });
+                    return Ok(Sent::Taken { again });
                 }
                 Err(InsertError::Refused(error)) if rows == Rows::Events => {
                     return Ok(Sent::Refused { again, error });
@@ -329,7 +325,16 @@ impl Inserter {
                 Err(error) => error,
             };
             again = true;
-            half_done |= matches!(error, InsertError::HalfDone(_));
+            if matches!(error, InsertError::HalfDone(_))
+                && !in_flight.incarnation.process.is_empty()
+            {
+                // No process is the one that it can be trusted with: it is recounted, also by
+                // whoever goes on with it.
+                in_flight.incarnation.process.clear();
+                self.checkpoint
+                    .change(|record| record.change(in_flight))
+                    .await?;
+            }
             let unknown = matches!(error, InsertError::Unknown(_));
             self.progress.metrics.insert_failed(unknown);
             if retry.is_news(&error) {

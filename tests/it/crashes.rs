@@ -203,8 +203,7 @@ async fn rows_lost_without_a_restart_of_clickhouse_count_once_in_every_view() {
 
 /// ClickHouse writes a token down, and then cannot put the part in its place: it goes on, and
 /// takes the repeat for one.
-#[tokio::test]
-async fn a_view_whose_part_could_not_be_put_in_its_place_is_recounted() {
+async fn a_part_cannot_be_put_in_its_place(fault: &str) {
     let crash = Crash::new("flush_interval_seconds: 0.1").await;
     let paths = "SELECT data_paths[1] AS path FROM system.tables
                  WHERE database = currentDatabase() AND name = 'event_counts_by_type'";
@@ -220,9 +219,23 @@ async fn a_view_whose_part_could_not_be_put_in_its_place_is_recounted() {
             std::fs::write(part, "").unwrap();
         }
     }
-    let daemon = crash.start("");
     publish_samples(&crash.world, 100).await;
+    let mut daemon = crash.start(fault);
+    if !fault.is_empty() {
+        daemon.ended().await;
+        daemon = crash.start("");
+    }
     crash.is_exact(100).await;
     daemon.logs("insert failed, retrying").await;
     daemon.logs("building the day again").await;
+}
+
+#[tokio::test]
+async fn a_view_whose_part_could_not_be_put_in_its_place_is_recounted() {
+    a_part_cannot_be_put_in_its_place("").await;
+}
+
+#[tokio::test]
+async fn a_successor_recounts_the_view_whose_part_could_not_be_put_in_its_place() {
+    a_part_cannot_be_put_in_its_place("kill@after-insert:1").await;
 }
