@@ -9,6 +9,7 @@ pub mod migrations;
 pub mod native;
 pub mod reach;
 pub mod rebuild;
+mod row_policy;
 pub mod schema;
 pub mod stored;
 mod transport;

@@ -136,15 +136,18 @@ impl Pipeline {
                 .clone(),
             Arc::clone(&self.progress),
         );
-        let outcome = tokio::select! {
-            outcome = self.carry(lead, Until::Shutdown(shutdown.clone())) => outcome,
-            error = checkpoint.keep() => Err(error.into()),
-            never = lag => match never {},
-            () = grace_over(shutdown) => {
-                warn!("stopping with batches that ClickHouse did not take; they are recorded and go first at the next start");
-                Ok(())
+        let carrying = async {
+            tokio::select! {
+                outcome = self.carry(lead, Until::Shutdown(shutdown.clone())) => outcome,
+                never = lag => match never {},
+                () = grace_over(shutdown) => {
+                    warn!("stopping with batches that ClickHouse did not take; they are recorded and go first at the next start");
+                    Ok(())
+                }
             }
         };
+        let outcome = checkpoint.keep_during(carrying).await;
+        let outcome = outcome.map_err(PipelineError::from).flatten();
         self.progress.metrics.set_role(None);
         self.remember(&checkpoint, &outcome).await;
         if outcome.is_ok()
@@ -167,7 +170,7 @@ impl Pipeline {
 
     /// Takes the checkpoint, also from an instance that works, and stores what is in
     /// flight. No other instance inserts until the checkpoint is handed over, or
-    /// nobody [keeps](Checkpoint::keep) it any more.
+    /// nobody [keeps](Checkpoint::keep_during) it any more.
     pub async fn settle(&mut self) -> Result<Arc<Checkpoint>, PipelineError> {
         let lead = self.take_over(true).await?;
         let checkpoint = Arc::clone(&lead.checkpoint);
@@ -206,10 +209,8 @@ impl Pipeline {
     /// Carries events up to the sequence `last`, and keeps the checkpoint.
     async fn carry_until(&mut self, lead: Lead, last: u64) -> Result<(), PipelineError> {
         let checkpoint = Arc::clone(&lead.checkpoint);
-        tokio::select! {
-            outcome = self.carry(lead, Until::Sequence(last)) => outcome,
-            error = checkpoint.keep() => Err(error.into()),
-        }
+        let carrying = self.carry(lead, Until::Sequence(last));
+        checkpoint.keep_during(carrying).await?
     }
 
     /// Waits until it is this instance's turn to write, then makes the checkpoint

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use analytics_server::clickhouse::ClickHouse;
-use analytics_server::clickhouse::client::{INSERT_SETTINGS, PIECE};
+use analytics_server::clickhouse::client::{PIECE, insert_settings};
 use analytics_server::clickhouse::native::Block;
 use analytics_server::config::{Address, Config, Database};
 use anyhow::{Context, bail, ensure};
@@ -86,7 +86,7 @@ impl Engine {
             .with_compression(Compression::None)
             .insert_formatted_with(format!("INSERT INTO {target} FORMAT {format}"))
             .with_setting("insert_deduplication_token", token);
-        for (name, value) in INSERT_SETTINGS {
+        for (name, value) in insert_settings() {
             insert = insert.with_setting(name, value);
         }
         for piece in rows.bytes.chunks(PIECE) {

@@ -184,10 +184,8 @@ impl Verify {
         // First of all: the pipeline would wait for a database that is missing.
         let views = views::reached(&self.clickhouse).await?;
         let checkpoint = pipeline.settle().await?;
-        let report = tokio::select! {
-            report = self.repair_alone(&mut pipeline, &checkpoint, &views) => report,
-            error = checkpoint.keep() => Err(error.into()),
-        };
+        let repairing = self.repair_alone(&mut pipeline, &checkpoint, &views);
+        let report = checkpoint.keep_during(repairing).await?;
         checkpoint.hand_over().await?;
         report
     }

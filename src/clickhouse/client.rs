@@ -64,9 +64,8 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// side does not end it.
 const PATIENT_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// What every insert asks for beside its token. `guarantees` looks whether the server
-/// grants it.
-pub const INSERT_SETTINGS: [(&str, &str); 7] = [
+/// What an insert asks for beside its token and [`OWN_SETTINGS`].
+const INSERT_SETTINGS: [(&str, &str); 6] = [
     // Answer when the rows are stored, not when they are queued.
     ("async_insert", "0"),
     ("insert_deduplicate", "1"),
@@ -79,13 +78,11 @@ pub const INSERT_SETTINGS: [(&str, &str); 7] = [
     ("max_partitions_per_insert_block", "0"),
     // Without it an insert whose view failed would be reported as stored.
     ("materialized_views_ignore_errors", "0"),
-    // One that a profile ends each time would be sent for ever.
-    ("max_execution_time", "0"),
 ];
 
-/// What every statement of the daemon's own asks for: limits that a profile sets for analysts
-/// would end a recount each time, or cut short what a question is answered.
-pub const OWN_SETTINGS: [(&str, &str); 12] = [
+/// What every statement of the daemon's own asks for: limits and filters that a profile sets for
+/// analysts would end an insert or a recount each time, or cut short what a question is answered.
+const OWN_SETTINGS: [(&str, &str); 14] = [
     ("max_execution_time", "0"),
     ("max_rows_to_read", "0"),
     ("max_bytes_to_read", "0"),
@@ -98,7 +95,14 @@ pub const OWN_SETTINGS: [(&str, &str); 12] = [
     ("max_bytes_in_distinct", "0"),
     ("limit", "0"),
     ("offset", "0"),
+    ("additional_table_filters", "{}"),
+    ("additional_result_filter", ""),
 ];
+
+/// What an insert runs under, beside its token. `guarantees` looks whether the server grants it.
+pub fn insert_settings() -> impl Iterator<Item = (&'static str, &'static str)> {
+    INSERT_SETTINGS.into_iter().chain(OWN_SETTINGS)
+}
 
 impl ClickHouse {
     pub fn new(config: &Config) -> Self {
@@ -183,7 +187,7 @@ impl ClickHouse {
             .with_setting("query_id", token)
             .with_setting("insert_deduplication_token", token)
             .with_timeouts(Some(SEND_TIMEOUT), Some(self.insert_timeout));
-        for (name, value) in INSERT_SETTINGS {
+        for (name, value) in insert_settings() {
             insert = insert.with_setting(name, value);
         }
         let mut rest = block.bytes.clone();
@@ -221,13 +225,13 @@ impl ClickHouse {
     /// Runs a query, of no database, under these settings.
     pub async fn rows_under<T: RowOwned + RowRead>(
         &self,
-        settings: impl Iterator<Item = &'static (&'static str, &'static str)>,
+        settings: impl Iterator<Item = (&'static str, &'static str)>,
         sql: &str,
     ) -> Result<Vec<T>, Error> {
         let server = self.without_database();
         let mut query = server.client.query_raw(sql);
         for (name, value) in settings {
-            query = query.with_setting(*name, *value);
+            query = query.with_setting(name, value);
         }
         self.limited(query.fetch_all()).await
     }

@@ -13,7 +13,7 @@ use clickhouse::Row;
 use clickhouse::error::Error;
 use serde::Deserialize;
 
-use super::client::{ClickHouse, INSERT_SETTINGS, OWN_SETTINGS};
+use super::client::{ClickHouse, insert_settings};
 use super::migrations::quote_identifier;
 use super::stored;
 use crate::versions::{self, Verdict};
@@ -116,11 +116,11 @@ struct Setting {
 /// Runs a query under all that is asked for, and looks which settings took
 /// effect.
 async fn of_settings(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
-    let asked = asked_settings().map(|(name, _)| format!("'{name}'"));
+    let asked = insert_settings().map(|(name, _)| format!("'{name}'"));
     let names: Vec<String> = asked.chain([format!("'{OVERRIDE}'")]).collect();
     let names = names.join(", ");
     let sql = format!("SELECT name, value FROM system.settings WHERE name IN ({names})");
-    match clickhouse.rows_under(asked_settings(), &sql).await {
+    match clickhouse.rows_under(insert_settings(), &sql).await {
         Ok(settings) => {
             let settings: Vec<Setting> = settings;
             let settings: HashMap<String, String> = settings
@@ -137,18 +137,11 @@ async fn of_settings(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
     }
 }
 
-/// What inserts ask for beside a token, and what every other statement does.
-fn asked_settings() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
-    let own = OWN_SETTINGS.iter();
-    let own = own.filter(|setting| !INSERT_SETTINGS.contains(setting));
-    INSERT_SETTINGS.iter().chain(own)
-}
-
 /// The settings that are asked for and not given.
 fn differences(settings: &HashMap<String, String>, user: &str) -> Vec<Finding> {
     let user = quote_identifier(user);
-    let asked = asked_settings().filter_map(|(name, wanted)| {
-        let value = settings.get(*name)?;
+    let asked = insert_settings().filter_map(|(name, wanted)| {
+        let value = settings.get(name)?;
         (value != wanted).then(|| {
             let detail = format!("inserts ask for {name} = {wanted} and get {value}");
             let remedy = format!(
@@ -173,7 +166,7 @@ fn refusal(answer: &str, user: &str) -> Option<Finding> {
     let codes = ["Code: 115.", "Code: 164.", "Code: 452."];
     let code = codes.iter().position(|code| answer.starts_with(code))?;
     let words = || answer.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    let (name, value) = asked_settings().find(|(name, _)| words().any(|word| word == *name))?;
+    let (name, value) = insert_settings().find(|(name, _)| words().any(|word| word == *name))?;
     let user = quote_identifier(user);
     let (why, remedy) = match code {
         0 => (
@@ -199,7 +192,7 @@ mod tests {
 
     #[test]
     fn settings_that_do_not_take_effect_are_named() {
-        let mut settings: HashMap<String, String> = asked_settings()
+        let mut settings: HashMap<String, String> = insert_settings()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
         settings.insert(OVERRIDE.to_owned(), "enable".to_owned());

@@ -7,6 +7,8 @@ use clickhouse::error::Error;
 use serde::Deserialize;
 
 use super::client::ClickHouse;
+use super::reach::{INSERTED_INTO, Name};
+use super::row_policy;
 use crate::event::{Place, Source};
 
 /// A row's origin. The time is part of it: a stream that lost its tail gives the
@@ -65,6 +67,7 @@ async fn origins(
     stream: &str,
     which: &str,
 ) -> Result<Vec<Origin>, Error> {
+    may_see_all_of(clickhouse, table).await?;
     clickhouse
         .rows(
             &format!(
@@ -74,6 +77,10 @@ async fn origins(
             &[("stream", stream)],
         )
         .await
+}
+
+async fn may_see_all_of(clickhouse: &ClickHouse, table: &str) -> Result<(), Error> {
+    row_policy::refuse(clickhouse, &Name::new(clickhouse.database(), table)).await
 }
 
 /// The condition that a row's sequence is in one of these runs.
@@ -96,7 +103,8 @@ pub async fn last_after(
         last: u64,
     }
     let mut last = 0;
-    for table in ["analytics_events", "dead_letters"] {
+    for table in INSERTED_INTO {
+        may_see_all_of(clickhouse, table).await?;
         let rows: Vec<Last> = clickhouse
             .rows(
                 &format!(
@@ -130,6 +138,9 @@ pub async fn witnesses(
     first: u64,
     last: u64,
 ) -> Result<Vec<Witness>, Error> {
+    for table in INSERTED_INTO {
+        may_see_all_of(clickhouse, table).await?;
+    }
     let which =
         "startsWith(stream, {name:String}) AND stream_seq BETWEEN {first:UInt64} AND {last:UInt64}";
     let columns = "toString(stream) AS stream, stream_seq, toUnixTimestamp64Milli(received_at) AS received_at";
@@ -164,6 +175,9 @@ pub async fn witnesses(
 
 /// Whether anything of the stream is stored: looked for no longer than until it is found.
 pub async fn holds_any(clickhouse: &ClickHouse, stream: &str) -> Result<bool, Error> {
+    for table in INSERTED_INTO {
+        may_see_all_of(clickhouse, table).await?;
+    }
     let found = count(
         clickhouse,
         "SELECT count() AS count FROM

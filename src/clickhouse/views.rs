@@ -17,6 +17,7 @@ use time::macros::format_description;
 use super::client::ClickHouse;
 use super::migrations::{quote_identifier, quote_string};
 use super::reach::{Catalog, INSERTED_INTO, Link, Name};
+use super::row_policy;
 use comparable::ColumnType;
 
 /// A materialized view whose target can be compared with its SELECT, a day at a time.
@@ -106,6 +107,9 @@ async fn comparable(
         return Ok(Err(comparable::SHARED));
     }
     let merges = target.engine != "MergeTree";
+    for table in [&link.source, &link.target] {
+        row_policy::refuse(clickhouse, table).await?;
+    }
     let aggregates = aggregates(clickhouse).await?;
     if let Some(reason) = comparable::of_select(&link.view.as_select, merges, &aggregates) {
         return Ok(Err(reason));

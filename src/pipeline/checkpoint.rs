@@ -8,6 +8,7 @@
 mod bucket;
 mod record;
 
+use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::kv::Store;
@@ -294,13 +295,28 @@ impl Checkpoint {
         self.confirm_after(Duration::ZERO).await
     }
 
-    /// Keeps the lease while nothing else is written. Ends with an error alone.
-    pub async fn keep(&self) -> CheckpointError {
+    /// Keeps the lease until the work is done.
+    ///
+    /// # Errors
+    /// When the lease is lost, which ends the work.
+    pub async fn keep_during<T>(
+        &self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, CheckpointError> {
         let beat = self.claim.lease_timeout / 4;
+        let mut work = pin!(work);
         loop {
-            tokio::time::sleep(beat).await;
-            if let Err(error) = self.confirm_after(beat).await {
-                return error;
+            if let Ok(done) = tokio::time::timeout(beat, &mut work).await {
+                return Ok(done);
+            }
+            let mut confirming = pin!(self.confirm_after(beat));
+            tokio::select! {
+                confirmed = &mut confirming => confirmed?,
+                done = &mut work => {
+                    // A write that is dropped half-way leaves a revision that nobody knows.
+                    confirming.await?;
+                    return Ok(done);
+                }
             }
         }
     }

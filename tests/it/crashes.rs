@@ -6,10 +6,11 @@
 //! token stays.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{self, Daemon};
 use crate::support::events::publish_samples;
 use crate::support::nats::Nats;
 use crate::support::restricted::RestrictedClickHouse;
@@ -199,6 +200,60 @@ async fn rows_lost_without_a_restart_of_clickhouse_count_once_in_every_view() {
     daemon
         .logs("ClickHouse has lost rows that it said it has")
         .await;
+}
+
+#[tokio::test]
+async fn what_a_profile_limits_for_analysts_cuts_no_answer_short() {
+    let mut crash = Crash::new("flush_interval_seconds: 0.1").await;
+    crash
+        .lose(200, "kill@after-insert:1", "analytics_events")
+        .await;
+    let grants = guide::grants(&crash.world.database);
+    let one_row = format!(
+        "{{'{}.analytics_events':'stream_seq = 1'}}",
+        crash.world.database
+    );
+    let profile = [
+        ("limit", "1"),
+        ("max_rows_to_read", "1"),
+        ("max_rows_to_group_by", "1"),
+        ("max_result_rows", "1"),
+        ("additional_table_filters", one_row.as_str()),
+    ];
+    crash.clickhouse.grant_within(&grants, &profile);
+    crash.clickhouse.kill_and_start_again(Duration::ZERO).await;
+    let daemon = crash.start("");
+    daemon.logs("views recounted").await;
+    crash.clickhouse.start(&grants).await;
+    crash.is_exact(200).await;
+}
+
+#[tokio::test]
+async fn rows_that_a_row_policy_hides_are_not_stored_again() {
+    let mut crash = Crash::new("flush_interval_seconds: 0.1").await;
+    let grants = guide::grants(&crash.world.database);
+    let daemon = crash.start("");
+    publish_samples(&crash.world, 100).await;
+    crash.is_exact(100).await;
+    // An insert is repeated, and what is there is looked for.
+    crash.clickhouse.stop().await;
+    publish_samples(&crash.world, 50).await;
+    daemon.logs("insert failed, retrying").await;
+    let (database, even) = (&crash.world.database, "stream_seq % 2 = 0");
+    (crash.clickhouse).grant_some_rows(&grants, database, "analytics_events", even);
+    crash.clickhouse.kill_and_start_again(Duration::ZERO).await;
+    let problem =
+        "a row policy hides rows of `analytics_events` from this user, which would be stored again";
+    daemon.logs(problem).await;
+    // Whoever starts now does not begin at all.
+    let next = daemon::run(&crash.config, &["serve"]).await;
+    let told = String::from_utf8_lossy(&next.stderr).into_owned();
+    let remedy = format!(
+        "CREATE ROW POLICY analytics_server ON `{database}`.`analytics_events` USING 1 TO `default`"
+    );
+    assert!(told.contains(problem) && told.contains(&remedy), "{told}");
+    crash.clickhouse.start(&grants).await;
+    crash.is_exact(150).await;
 }
 
 /// ClickHouse writes a token down, and then cannot put the part in its place: it goes on, and

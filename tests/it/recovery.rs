@@ -1,6 +1,12 @@
 //! What is stored once also when the record, the stream or an instance is not what
 //! it was.
 
+use std::time::Duration;
+
+use analytics_server::nats::StreamId;
+use analytics_server::pipeline::checkpoint::{self, Checkpoint, Claim, Turn};
+use prometheus::IntCounter;
+
 use crate::http::health_of;
 use crate::support::backup;
 use crate::support::daemon::{self, Daemon};
@@ -283,6 +289,35 @@ async fn an_instance_that_was_frozen_past_its_lease_stores_nothing_when_it_goes_
         frozen.logs("standing by").await;
         publish_samples(&world, 100).await;
         stored_once(&world, 400).await;
+    }
+}
+
+#[tokio::test]
+async fn work_that_ends_while_the_lease_is_renewed_leaves_a_record_that_can_be_written() {
+    let world = World::new().await;
+    let stream = StreamId {
+        name: "S".to_owned(),
+        created: "monday".to_owned(),
+    };
+    let lease_timeout = Duration::from_millis(20);
+    let claim = Claim {
+        owner: "o".to_owned(),
+        created: stream.created.clone(),
+        stream,
+        consumer: "c".to_owned(),
+        lease_timeout,
+        at_once: false,
+        writes: IntCounter::new("writes", "of the record").unwrap(),
+    };
+    let jetstream = world.nats.jetstream().await;
+    let bucket = checkpoint::open_bucket(&jetstream, 1).await.unwrap();
+    let checkpoint = Checkpoint::take_over(bucket, claim, Turn::Vacant, None).await;
+    let checkpoint = checkpoint.unwrap().unwrap();
+    // It is renewed after a quarter of the lease, which takes a fraction of a millisecond.
+    for microseconds in (0..1000).step_by(5) {
+        let work = tokio::time::sleep(lease_timeout / 4 + Duration::from_micros(microseconds));
+        checkpoint.keep_during(work).await.unwrap();
+        checkpoint.change(|_| ()).await.unwrap();
     }
 }
 

@@ -8,7 +8,7 @@ use super::{Finding, Setting, Topic};
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::migrations::quote_identifier;
 use crate::clickhouse::reach::{Catalog, INSERTED_INTO, Name, Table};
-use crate::clickhouse::schema;
+use crate::clickhouse::{row_policy, schema};
 
 /// What is wrong with the tables that inserts reach, in whatever database.
 pub async fn of_tables(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
@@ -16,13 +16,30 @@ pub async fn of_tables(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
     let missing = schema::missing(clickhouse).await?;
     let reach = Catalog::read(clickhouse).await?.reach(&INSERTED_INTO);
     let (home, user) = (clickhouse.database(), clickhouse.user());
+    let mut filtered = Vec::new();
+    for table in reach.tables.iter().map(Table::name) {
+        let is_asked = table.database == home && INSERTED_INTO.contains(&table.table.as_str());
+        if is_asked && row_policy::hides_rows_of(clickhouse, &table).await? {
+            filtered.push(of_filtered(&table, clickhouse));
+        }
+    }
     let tables = reach.tables.iter();
     Ok(tables
         .flat_map(|table| of_table(table, home, &defaults))
         .chain(reach.strange.iter().map(|view| of_strange(view, home)))
         .chain(reach.unseen.iter().map(|name| of_unseen(name, user)))
         .chain(missing.into_iter().map(of_missing))
+        .chain(filtered)
         .collect())
+}
+
+fn of_filtered(table: &Name, clickhouse: &ClickHouse) -> Finding {
+    let shown = table.shown_in(clickhouse.database());
+    Finding::fatal(
+        Topic::Rights,
+        row_policy::problem(&shown),
+        row_policy::remedy(clickhouse, table),
+    )
 }
 
 /// A window view, a live view: they count what they are given, and know no token.

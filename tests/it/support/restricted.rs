@@ -99,17 +99,39 @@ impl RestrictedClickHouse {
 
     /// Holds from the next start on.
     pub fn grant(&self, statements: &[String]) {
+        self.write_users(statements, "", "");
+    }
+
+    /// As [`grant`](Self::grant), but rows of a table are hidden that do not fulfil the
+    /// condition.
+    pub fn grant_some_rows(&self, statements: &[String], database: &str, table: &str, rows: &str) {
+        let policy = format!(
+            "<databases><{database}><{table}><filter>{rows}</filter></{table}></{database}></databases>"
+        );
+        self.write_users(statements, "", &policy);
+    }
+
+    /// As [`grant`](Self::grant), under a profile's settings.
+    pub fn grant_within(&self, statements: &[String], profile: &[(&str, &str)]) {
+        let settings = profile
+            .iter()
+            .map(|(name, value)| format!("<{name}>{value}</{name}>"));
+        self.write_users(statements, &settings.collect::<String>(), "");
+    }
+
+    fn write_users(&self, statements: &[String], profile: &str, policy: &str) {
         let grants = statements.iter().map(|statement| {
             let (statement, _user) = statement.rsplit_once(" TO ").unwrap();
             format!("<query>{statement}</query>")
         });
         let users = format!(
             "<clickhouse>
-               <profiles><default></default></profiles>
+               <profiles><default>{profile}</default></profiles>
                <quotas><default></default></quotas>
                <users><default>
                  <password></password><networks><ip>::/0</ip></networks>
                  <profile>default</profile><quota>default</quota>
+                 {policy}
                  <grants>{}</grants>
                </default></users>
              </clickhouse>",
