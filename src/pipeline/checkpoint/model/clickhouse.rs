@@ -28,8 +28,8 @@ impl Table {
         }
     }
 
-    /// Killed before the token, between the token and the rows, or after both.
-    fn take_and_die(&mut self, insert: &Insert, how_far: u8) {
+    /// Up to before the token, between the token and the rows, or after both.
+    fn take_in_part(&mut self, insert: &Insert, how_far: u8) {
         match how_far % 3 {
             0 => {}
             1 => drop(self.tokens.insert(insert.token.clone())),
@@ -56,9 +56,14 @@ impl ClickHouse {
 
     /// Nobody is told that it worked.
     pub fn take_and_die(&mut self, insert: &Insert, how_far: u8) {
-        self.events.take_and_die(insert, how_far);
-        self.view.take_and_die(insert, how_far / 3);
+        self.take_and_fail(insert, how_far);
         self.process += 1;
+    }
+
+    /// Says that it failed, and goes on.
+    pub fn take_and_fail(&mut self, insert: &Insert, how_far: u8) {
+        self.events.take_in_part(insert, how_far);
+        self.view.take_in_part(insert, how_far / 3);
     }
 
     /// The target keeps its tokens. Fails where the table beside is gone.
