@@ -82,11 +82,15 @@ const INSERT_SETTINGS: [(&str, &str); 6] = [
 
 /// What every statement of the daemon's own asks for: limits and filters that a profile sets for
 /// analysts would end an insert or a recount each time, or cut short what a question is answered.
-const OWN_SETTINGS: [(&str, &str); 14] = [
+const OWN_SETTINGS: [(&str, &str); 19] = [
     ("max_execution_time", "0"),
     ("max_rows_to_read", "0"),
     ("max_bytes_to_read", "0"),
+    ("max_rows_to_read_leaf", "0"),
+    ("max_bytes_to_read_leaf", "0"),
     ("max_rows_to_group_by", "0"),
+    ("max_rows_to_sort", "0"),
+    ("max_bytes_to_sort", "0"),
     ("max_result_rows", "0"),
     ("max_result_bytes", "0"),
     ("max_rows_in_set", "0"),
@@ -97,6 +101,8 @@ const OWN_SETTINGS: [(&str, &str); 14] = [
     ("offset", "0"),
     ("additional_table_filters", "{}"),
     ("additional_result_filter", ""),
+    // What was true a minute ago is no answer.
+    ("use_query_cache", "0"),
 ];
 
 /// What an insert runs under, beside its token. `guarantees` looks whether the server grants it.

@@ -5,18 +5,19 @@
 //! its target, merged. Days are compared, since a day can be built again: `rebuild`.
 
 mod comparable;
+mod select;
 
 use std::collections::BTreeSet;
 
 use clickhouse::Row;
 use clickhouse::error::Error;
 use serde::{Deserialize, Serialize};
-use time::Date;
 use time::macros::format_description;
+use time::{Date, Duration, OffsetDateTime};
 
 use super::client::ClickHouse;
 use super::migrations::{quote_identifier, quote_string};
-use super::reach::{Catalog, INSERTED_INTO, Link, Name};
+use super::reach::{Catalog, INSERTED_INTO, Link, Name, Table};
 use super::row_policy;
 use comparable::ColumnType;
 
@@ -34,6 +35,8 @@ pub struct View {
     /// The target's column that it is partitioned by, a day each.
     pub(super) day: String,
     pub(super) columns: Vec<Column>,
+    /// For how many days neither the events nor its own rows are dropped.
+    kept_days: Option<u16>,
     /// Whether rows are merged later, those of one sorting key into one.
     merges: bool,
     sorting_key: String,
@@ -100,41 +103,50 @@ async fn comparable(
     let Some(target) = catalog.get(&link.target) else {
         return Ok(Err(comparable::NOT_SEEN));
     };
-    if let Some(reason) = comparable::of_target(target) {
+    if let Err(reason) = comparable::of_target(target) {
         return Ok(Err(reason));
     }
     if catalog.views_into(&link.target) > 1 {
         return Ok(Err(comparable::SHARED));
     }
-    let merges = target.engine != "MergeTree";
     for table in [&link.source, &link.target] {
         row_policy::refuse(clickhouse, table).await?;
     }
-    let aggregates = aggregates(clickhouse).await?;
-    if let Some(reason) = comparable::of_select(&link.view.as_select, merges, &aggregates) {
-        return Ok(Err(reason));
-    }
-    let is_root = link.source == Name::new(clickhouse.database(), INSERTED_INTO[0]);
+    let home = clickhouse.database();
+    let events = Name::new(home, INSERTED_INTO[0]);
     let mut filled = views.compared.iter();
-    let source_day = match filled.find(|view| view.target == link.source) {
-        Some(source) if source.merges => return Ok(Err(comparable::MERGED_SOURCE)),
-        Some(source) => Some(source.day.clone()),
-        None if is_root => None,
-        None => return Ok(Err(comparable::SOURCE)),
-    };
+    let source = filled.find(|view| view.target == link.source);
+    if source.is_some_and(|source| source.merges) {
+        return Ok(Err(comparable::MERGED_SOURCE));
+    }
+    if source.is_none() && link.source != events {
+        return Ok(Err(comparable::SOURCE));
+    }
+    let source_day = source.map(|source| source.day.clone());
     let given = columns(clickhouse, &link.view.name()).await?;
     let held = columns(clickhouse, &link.target).await?;
-    if let Some(reason) = comparable::of_columns(&given, &held, &target.partition_key) {
+    let select = &link.view.as_select;
+    let of_select = comparable::of_select(select, source_day.as_deref(), target, &given, &held);
+    if let Err(reason) = of_select {
         return Ok(Err(reason));
     }
+    let day = select::unquoted(&target.partition_key).to_owned();
+    let kept_days = match kept_days(catalog.get(&events), target, &day) {
+        Ok(kept_days) => kept_days
+            .into_iter()
+            .chain(source.and_then(|source| source.kept_days))
+            .min(),
+        Err(reason) => return Ok(Err(reason)),
+    };
     Ok(Ok(View {
         name: String::new(),
         target: link.target.clone(),
         source: link.source.clone(),
         source_day,
         select: link.view.as_select.clone(),
-        day: target.partition_key.clone(),
-        merges,
+        day,
+        kept_days,
+        merges: target.engine != "MergeTree",
         sorting_key: target.sorting_key.clone(),
         columns: held
             .into_iter()
@@ -146,34 +158,43 @@ async fn comparable(
     }))
 }
 
+/// For how many days neither the events nor the rows of a target are dropped.
+fn kept_days(
+    events: Option<&Table>,
+    target: &Table,
+    day: &str,
+) -> Result<Option<u16>, &'static str> {
+    let events = events.map(|events| comparable::kept_days(events, "toDateTime(server_ts)"));
+    let events = events
+        .transpose()
+        .map_err(|_| comparable::EVENTS_TTL)?
+        .flatten();
+    let target = comparable::kept_days(target, day)?;
+    Ok(events.into_iter().chain(target).min())
+}
+
 async fn columns(clickhouse: &ClickHouse, table: &Name) -> Result<Vec<ColumnType>, Error> {
-    // What is computed from other columns is not inserted.
+    // What is computed from other columns at each look is not inserted.
     clickhouse
         .rows(
             "SELECT name, type FROM system.columns
              WHERE database = {database:String} AND table = {table:String}
-                 AND default_kind NOT IN ('ALIAS', 'MATERIALIZED')
+                 AND default_kind != 'ALIAS'
              ORDER BY position",
             &[("database", &table.database), ("table", &table.table)],
         )
         .await
 }
 
-/// The names of all aggregate functions.
-async fn aggregates(clickhouse: &ClickHouse) -> Result<BTreeSet<String>, Error> {
-    #[derive(Row, Deserialize)]
-    struct Function {
-        name: String,
-    }
-    let sql = "SELECT lower(name) AS name FROM system.functions WHERE is_aggregate";
-    let functions: Vec<Function> = clickhouse.rows(sql, &[]).await?;
-    Ok(functions
-        .into_iter()
-        .map(|function| function.name)
-        .collect())
-}
-
 impl View {
+    /// Whether all events of a day are still there, and all rows of it: what is left of others
+    /// cannot be compared.
+    pub fn keeps(&self, day: Date) -> bool {
+        let today = OffsetDateTime::now_utc().date();
+        let is_young = |days| day > today - Duration::days(i64::from(days));
+        self.kept_days.is_none_or(is_young)
+    }
+
     /// Whether the target holds of a day what its SELECT says.
     pub async fn is_exact(&self, clickhouse: &ClickHouse, day: Date) -> Result<bool, Error> {
         let held = self.digest(&self.held());

@@ -123,13 +123,12 @@ impl Inserter {
             in_flight,
             recovered,
         } = recorded;
+        let mut history = History::of(&in_flight, recovered);
+        history.looked_for |= may_be_there;
         let mut storing = Storing {
             summary: batch.summary,
             in_flight,
-            history: History {
-                repeated: false,
-                looked_for: may_be_there,
-            },
+            history,
         };
         match batch.content {
             Content::Rows(piece) => {
@@ -234,7 +233,9 @@ impl Inserter {
         in_flight.parts.extend(rest);
         self.checkpoint
             .change(|record| record.change(in_flight))
-            .await
+            .await?;
+        fault::at("after-change");
+        Ok(())
     }
 
     /// Sends a part, or what is missing of it.
@@ -249,7 +250,6 @@ impl Inserter {
             part, recovered, ..
         } = step;
         let mut selected = step.select(piece);
-        history.repeated |= *recovered;
         if *recovered && self.are_exchanged(in_flight).await {
             return Ok(Outcome::Exchanged);
         }

@@ -117,7 +117,7 @@ impl<'a> Recount<'a> {
             let of_source = source.map(|(_, days)| days.clone()).unwrap_or_default();
             let days = view.days_of(&self.clickhouse, filter, &of_source).await;
             let days = days.map_err(|error| named(&view, &error))?;
-            for day in &days {
+            for day in days.iter().filter(|day| view.keeps(**day)) {
                 match self.put_right(&view, *day).await {
                     Ok(fate) => fates.push(fate),
                     Err(RecountError::ClickHouse(error)) => return Err(named(&view, &error)),
@@ -149,8 +149,8 @@ impl<'a> Recount<'a> {
         self.checkpoint.confirm_by_writing().await?;
         rebuild.fill(clickhouse).await?;
         fault::at("after-fill");
-        // Somebody may have brought rows of his own meanwhile.
-        if self.has_unexplained(view, day).await? {
+        // Somebody may have brought rows of his own meanwhile, and midnight may have passed.
+        if self.has_unexplained(view, day).await? || !view.keeps(day) {
             return Ok(Fate::Left);
         }
         self.checkpoint.change(Record::recount_in_flight).await?;

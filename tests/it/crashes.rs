@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
+use time::OffsetDateTime;
 
 use crate::support::daemon::{self, Daemon};
-use crate::support::events::publish_samples;
+use crate::support::events::{event_of, publish_samples};
 use crate::support::nats::Nats;
 use crate::support::restricted::RestrictedClickHouse;
 use crate::support::{World, eventually, guide};
@@ -177,29 +178,115 @@ async fn tables_that_lost_their_log_of_tokens_get_nothing_twice() {
     }
 }
 
-#[tokio::test]
-async fn rows_lost_without_a_restart_of_clickhouse_count_once_in_every_view() {
+/// `lose` takes the rows of a range away that views have, and `fault` ends the daemon that
+/// finds that out.
+async fn rows_are_lost_without_a_restart_of_clickhouse(lose: &[&str], fault: &str) {
     let world = World::new().await;
     let config = world.config("flush_interval_seconds: 0.1", "");
     let log = world.dir.path().join("daemon.log");
-    let daemon = Daemon::start_logging_to(&log, &config, &[]);
+    let start = |fault| Daemon::start_logging_to(&log, &config, &[("ANALYTICS_FAULT", fault)]);
+    let daemon = start("");
     daemon.logs("checkpoint taken over").await;
     daemon.stop().await;
     publish_samples(&world, 100).await;
-    let fault = [("ANALYTICS_FAULT", "kill@after-insert:1")];
-    let mut daemon = Daemon::start_logging_to(&log, &config, &fault);
-    daemon.ended().await;
-    // As a rename that fails does: the token is known, the rows are gone, the views have them.
-    let lose = "ALTER TABLE analytics_events DELETE WHERE 1";
-    let lose = world.clickhouse().query(lose);
-    let lose = lose.with_setting("mutations_sync", "1").execute();
-    lose.await.unwrap();
-    let daemon = Daemon::start_logging_to(&log, &config, &[]);
+    start("kill@after-insert:1").ended().await;
+    for statement in lose {
+        let lose = world.clickhouse().query(statement);
+        let lose = lose.with_setting("mutations_sync", "1").execute();
+        lose.await.unwrap();
+    }
+    if !fault.is_empty() {
+        start(fault).ended().await;
+    }
+    let daemon = start("");
     world.settled(100, 0).await;
     world.views_equal_a_recount().await;
-    daemon
-        .logs("ClickHouse has lost rows that it said it has")
+    daemon.logs("views recounted").await;
+}
+
+/// As a rename that fails does: the token is known, the rows are gone.
+const LOSE: [&str; 1] = ["ALTER TABLE analytics_events DELETE WHERE 1"];
+
+/// As a backup of before the range does.
+const RESTORE: [&str; 2] = [
+    "CREATE TABLE restored AS analytics_events",
+    "EXCHANGE TABLES analytics_events AND restored",
+];
+
+#[tokio::test]
+async fn rows_lost_without_a_restart_of_clickhouse_count_once_in_every_view() {
+    for lose in [LOSE.as_slice(), &RESTORE] {
+        rows_are_lost_without_a_restart_of_clickhouse(lose, "").await;
+    }
+}
+
+#[tokio::test]
+async fn a_successor_of_who_found_rows_missing_recounts_what_it_inserts() {
+    for lose in [LOSE.as_slice(), &RESTORE] {
+        rows_are_lost_without_a_restart_of_clickhouse(lose, "kill@after-change:1").await;
+    }
+}
+
+/// A view may keep what events were longer than the events are kept.
+#[tokio::test]
+async fn a_recount_leaves_history_that_the_events_do_not_have_any_more() {
+    let mut crash = Crash::new("flush_interval_seconds: 0.1, retention_days: 2").await;
+    crash.clickhouse.start_as_administrator().await;
+    let run = async |sql: &str| {
+        let run = crash.world.clickhouse().query(sql).execute().await;
+        run.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    };
+    for (name, day) in [
+        ("monthly", "toStartOfMonth(server_ts)"),
+        ("daily", "toDate(server_ts)"),
+    ] {
+        run(&format!(
+            "CREATE TABLE {name} (day Date, event_type String, n UInt64) ENGINE = SummingMergeTree
+             PARTITION BY day ORDER BY (day, event_type)
+             SETTINGS non_replicated_deduplication_window = 10000"
+        ))
         .await;
+        run(&format!(
+            "CREATE MATERIALIZED VIEW {name}_mv TO {name} AS
+             SELECT {day} AS day, event_type, count() AS n
+             FROM analytics_events GROUP BY day, event_type"
+        ))
+        .await;
+    }
+    // A day that is kept in part, its last moment, and one that is not.
+    let midnight = OffsetDateTime::now_utc().date().midnight().assume_utc();
+    let last_moment = Duration::from_millis(24 * 3600 * 1000 + 1);
+    let publish = async |before: Duration| {
+        let at = (midnight - before).unix_timestamp() * 1000;
+        crash.world.publish("app.start", event_of("c", at)).await;
+    };
+    let counted = async |view: &str| {
+        let sql = format!("SELECT sum(n) AS n FROM {view}");
+        crash.world.number(&sql).await
+    };
+    let daemon = crash.start("");
+    for days in [2, 2, 2, 7] {
+        publish(Duration::from_secs(days * 24 * 3600)).await;
+    }
+    publish(last_moment).await;
+    eventually("all are counted", async || {
+        (counted("monthly").await == 5).then_some(())
+    })
+    .await;
+    daemon.stop().await;
+    run("OPTIMIZE TABLE analytics_events FINAL").await;
+    assert_eq!(crash.world.stored().await, 1);
+
+    publish(last_moment).await;
+    crash.start("kill@after-insert:1").ended().await;
+    let grants = guide::grants(&crash.world.database);
+    crash.clickhouse.start(&grants).await;
+    let daemon = crash.start("");
+    daemon.logs("views recounted").await;
+    crash.clickhouse.start_as_administrator().await;
+    for view in ["monthly", "daily"] {
+        assert_eq!(counted(view).await, 6, "{view}");
+    }
 }
 
 #[tokio::test]

@@ -294,9 +294,9 @@ async fn views_of_views_are_compared_and_built_again_where_that_can_be_done() {
     };
     for sql in [
         format!("CREATE DATABASE {other}"),
-        // By another day than that of the events, in another database.
+        // In another database.
         format!("CREATE TABLE {other}.received (day Date, n UInt64) ENGINE = SummingMergeTree PARTITION BY day ORDER BY day {window}"),
-        format!("CREATE MATERIALIZED VIEW {other}.received_mv TO {other}.received AS SELECT toDate(received_at) + 1 AS day, count() AS n FROM analytics_events GROUP BY day"),
+        format!("CREATE MATERIALIZED VIEW {other}.received_mv TO {other}.received AS SELECT toDate(server_ts) AS day, count() AS n FROM analytics_events GROUP BY day"),
         // Of a view that keeps its rows, and of one that sums them.
         format!("CREATE TABLE errors (date Date, error_type String, n UInt64) ENGINE = SummingMergeTree PARTITION BY date ORDER BY (date, error_type) {window}"),
         "CREATE MATERIALIZED VIEW errors_mv TO errors AS SELECT date, error_type, count() AS n FROM error_tracking GROUP BY date, error_type".to_owned(),

@@ -50,7 +50,11 @@ pub async fn compare(
             day,
             events,
             double_events,
-            views_that_differ: views.iter().map(|view| view.name.clone()).collect(),
+            views_that_differ: views
+                .iter()
+                .filter(|view| view.keeps(day))
+                .map(|view| view.name.clone())
+                .collect(),
         });
     }
     for look in 1.. {

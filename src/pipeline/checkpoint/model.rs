@@ -42,10 +42,7 @@ impl OnItsWay {
                 .first()
                 .copied()
                 .unwrap_or(whole(&in_flight.range)),
-            history: History {
-                repeated: recovered,
-                looked_for: in_flight.parts.iter().any(|part| part.attempt > 0),
-            },
+            history: History::of(&in_flight, recovered),
             in_flight,
             begun: !recovered,
             sent: recovered,

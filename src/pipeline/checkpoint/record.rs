@@ -120,13 +120,24 @@ impl InFlight {
 }
 
 /// What is known of how a range got into ClickHouse.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct History {
     /// Something of it was sent more than once, or may have been.
     pub repeated: bool,
     /// It was looked for before it was sent, since it may have been there under a token
     /// that nobody knows any more, or something of it was found.
     pub looked_for: bool,
+}
+
+impl History {
+    /// Of a range before this instance sends anything of it. What stands under another
+    /// attempt was looked for by the writer before, and perhaps not found.
+    pub fn of(in_flight: &InFlight, recovered: bool) -> Self {
+        Self {
+            repeated: recovered,
+            looked_for: recovered && in_flight.parts.iter().any(|part| part.attempt > 0),
+        }
+    }
 }
 
 /// What stands in the bucket, as JSON.

@@ -34,8 +34,14 @@ pub async fn publish_samples(world: &World, count: usize) {
 
 /// The bytes of an event that says nothing but who sent it.
 pub fn event(client_id: &str) -> Vec<u8> {
+    event_of(client_id, 0)
+}
+
+/// As [`event`], with the server's time in milliseconds since the Unix epoch.
+pub fn event_of(client_id: &str, server_ts: i64) -> Vec<u8> {
     let context = pb::EventContext {
         client_id: client_id.to_owned(),
+        server_ts,
         ..Default::default()
     };
     pb::AnalyticsEvent {
