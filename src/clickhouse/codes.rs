@@ -10,6 +10,8 @@
 
 mod table;
 
+use clickhouse::error::Error;
+
 pub use table::CODES;
 use table::CONSTRAINT;
 
@@ -86,6 +88,37 @@ const BEFORE_THE_BEGIN: [u16; 15] = [
 /// nobody knows.
 pub fn came_after_begin(answer: &str) -> bool {
     number(answer).is_some_and(|number| !BEFORE_THE_BEGIN.contains(&number))
+}
+
+/// Codes by which a query says of itself that it cannot be answered, whenever it is asked.
+const OF_THE_QUERY: [u16; 17] = [
+    10,  // NOT_FOUND_COLUMN_IN_BLOCK
+    16,  // NO_SUCH_COLUMN_IN_TABLE
+    43,  // ILLEGAL_TYPE_OF_ARGUMENT
+    44,  // ILLEGAL_COLUMN
+    46,  // UNKNOWN_FUNCTION
+    47,  // UNKNOWN_IDENTIFIER
+    48,  // NOT_IMPLEMENTED
+    50,  // UNKNOWN_TYPE
+    53,  // TYPE_MISMATCH
+    62,  // SYNTAX_ERROR
+    70,  // CANNOT_CONVERT_TYPE
+    179, // MULTIPLE_EXPRESSIONS_FOR_ALIAS
+    184, // ILLEGAL_AGGREGATION
+    207, // AMBIGUOUS_IDENTIFIER
+    215, // NOT_AN_AGGREGATE
+    386, // NO_COMMON_TYPE
+    497, // ACCESS_DENIED
+];
+
+/// Whether an error says that this query, or this user, will never get an answer.
+pub fn is_of_the_query(error: &Error) -> bool {
+    match error {
+        Error::BadResponse(answer) => {
+            number(answer).is_some_and(|number| OF_THE_QUERY.contains(&number))
+        }
+        _ => false,
+    }
 }
 
 /// Whether nothing is stored, and a row's value is why.

@@ -5,8 +5,10 @@
 //! its target, merged. Days are compared, since a day can be built again: `rebuild`.
 
 mod comparable;
+mod find;
 mod select;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use clickhouse::Row;
@@ -16,10 +18,11 @@ use time::macros::format_description;
 use time::{Date, Duration, OffsetDateTime};
 
 use super::client::ClickHouse;
+use super::codes;
 use super::migrations::{quote_identifier, quote_string};
-use super::reach::{Catalog, INSERTED_INTO, Link, Name, Table};
-use super::row_policy;
-use comparable::ColumnType;
+use super::reach::Name;
+
+pub use find::reached;
 
 /// A materialized view whose target can be compared with its SELECT, a day at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +38,7 @@ pub struct View {
     /// The target's column that it is partitioned by, a day each.
     pub(super) day: String,
     pub(super) columns: Vec<Column>,
-    /// For how many days neither the events nor its own rows are dropped.
-    kept_days: Option<u16>,
+    kept: Kept,
     /// Whether rows are merged later, those of one sorting key into one.
     merges: bool,
     sorting_key: String,
@@ -48,11 +50,19 @@ pub(super) struct Column {
     is_array: bool,
 }
 
+/// Which days the events and a target have as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Kept {
+    /// So many, up to today; all where it is `None`.
+    days: Option<u16>,
+    from: Option<Date>,
+}
+
 /// A view that nobody can compare.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Uncompared {
     pub name: String,
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
 }
 
 /// The views that inserts reach.
@@ -63,155 +73,51 @@ pub struct Views {
     pub others: Vec<Uncompared>,
 }
 
-/// The views that an insert of events or dead letters reaches, those of operators
-/// included, in whatever database.
-pub async fn reached(clickhouse: &ClickHouse) -> Result<Views, Error> {
-    let catalog = Catalog::read(clickhouse).await?;
-    let home = clickhouse.database();
-    let mut views = Views::default();
-    for link in catalog.reach(&INSERTED_INTO[..1]).links {
-        let name = shown(&link, home);
-        match comparable(clickhouse, &catalog, &views, &link).await? {
-            Ok(view) => views.compared.push(View { name, ..view }),
-            Err(reason) => views.others.push(Uncompared { name, reason }),
-        }
-    }
-    for link in catalog.reach(&INSERTED_INTO[1..]).links {
-        let name = shown(&link, home);
-        let reason = comparable::OF_LETTERS;
-        if !views.others.iter().any(|other| other.name == name) {
-            views.others.push(Uncompared { name, reason });
-        }
-    }
-    Ok(views)
-}
-
-fn shown(link: &Link, home: &str) -> String {
-    match link.target.table.starts_with(".inner") {
-        true => link.view.name().shown_in(home),
-        false => link.target.shown_in(home),
-    }
-}
-
-/// The view of a link, or why it cannot be compared.
-async fn comparable(
-    clickhouse: &ClickHouse,
-    catalog: &Catalog,
-    views: &Views,
-    link: &Link,
-) -> Result<Result<View, &'static str>, Error> {
-    let Some(target) = catalog.get(&link.target) else {
-        return Ok(Err(comparable::NOT_SEEN));
-    };
-    if let Err(reason) = comparable::of_target(target) {
-        return Ok(Err(reason));
-    }
-    if catalog.views_into(&link.target) > 1 {
-        return Ok(Err(comparable::SHARED));
-    }
-    for table in [&link.source, &link.target] {
-        row_policy::refuse(clickhouse, table).await?;
-    }
-    let home = clickhouse.database();
-    let events = Name::new(home, INSERTED_INTO[0]);
-    let mut filled = views.compared.iter();
-    let source = filled.find(|view| view.target == link.source);
-    if source.is_some_and(|source| source.merges) {
-        return Ok(Err(comparable::MERGED_SOURCE));
-    }
-    if source.is_none() && link.source != events {
-        return Ok(Err(comparable::SOURCE));
-    }
-    let source_day = source.map(|source| source.day.clone());
-    let given = columns(clickhouse, &link.view.name()).await?;
-    let held = columns(clickhouse, &link.target).await?;
-    let select = &link.view.as_select;
-    let of_select = comparable::of_select(select, source_day.as_deref(), target, &given, &held);
-    if let Err(reason) = of_select {
-        return Ok(Err(reason));
-    }
-    let day = select::unquoted(&target.partition_key).to_owned();
-    let kept_days = match kept_days(catalog.get(&events), target, &day) {
-        Ok(kept_days) => kept_days
-            .into_iter()
-            .chain(source.and_then(|source| source.kept_days))
-            .min(),
-        Err(reason) => return Ok(Err(reason)),
-    };
-    Ok(Ok(View {
-        name: String::new(),
-        target: link.target.clone(),
-        source: link.source.clone(),
-        source_day,
-        select: link.view.as_select.clone(),
-        day,
-        kept_days,
-        merges: target.engine != "MergeTree",
-        sorting_key: target.sorting_key.clone(),
-        columns: held
-            .into_iter()
-            .map(|column| Column {
-                is_array: column.bare_type().starts_with("Array("),
-                name: column.name,
-            })
-            .collect(),
-    }))
-}
-
-/// For how many days neither the events nor the rows of a target are dropped.
-fn kept_days(
-    events: Option<&Table>,
-    target: &Table,
-    day: &str,
-) -> Result<Option<u16>, &'static str> {
-    let events = events.map(|events| comparable::kept_days(events, "toDateTime(server_ts)"));
-    let events = events
-        .transpose()
-        .map_err(|_| comparable::EVENTS_TTL)?
-        .flatten();
-    let target = comparable::kept_days(target, day)?;
-    Ok(events.into_iter().chain(target).min())
-}
-
-async fn columns(clickhouse: &ClickHouse, table: &Name) -> Result<Vec<ColumnType>, Error> {
-    // What is computed from other columns at each look is not inserted.
-    clickhouse
-        .rows(
-            "SELECT name, type FROM system.columns
-             WHERE database = {database:String} AND table = {table:String}
-                 AND default_kind != 'ALIAS'
-             ORDER BY position",
-            &[("database", &table.database), ("table", &table.table)],
-        )
-        .await
-}
-
 impl View {
     /// Whether all events of a day are still there, and all rows of it: what is left of others
     /// cannot be compared.
     pub fn keeps(&self, day: Date) -> bool {
         let today = OffsetDateTime::now_utc().date();
         let is_young = |days| day > today - Duration::days(i64::from(days));
-        self.kept_days.is_none_or(is_young)
+        self.kept.days.is_none_or(is_young) && self.kept.from.is_none_or(|from| day >= from)
+    }
+
+    /// What ClickHouse says against the questions about this view; it does not answer them.
+    async fn objection(&self, clickhouse: &ClickHouse) -> Result<Option<Error>, Error> {
+        #[derive(Row, Deserialize)]
+        struct Line {
+            #[expect(dead_code, reason = "that there is a plan is enough")]
+            explain: String,
+        }
+        for question in [self.different(), self.unexplained_rows()] {
+            let explain = format!("EXPLAIN {question}");
+            let plan = clickhouse
+                .rows::<Line>(&explain, &[("day", "2000-01-01")])
+                .await;
+            match plan {
+                Ok(_) => {}
+                Err(error) if codes::is_of_the_query(&error) => return Ok(Some(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
     /// Whether the target holds of a day what its SELECT says.
     pub async fn is_exact(&self, clickhouse: &ClickHouse, day: Date) -> Result<bool, Error> {
-        let held = self.digest(&self.held());
-        let selected = self.digest(&format!("({})", self.select));
         #[derive(Row, Deserialize)]
         struct Digests {
             different: u64,
         }
-        let rows: Vec<Digests> = clickhouse
-            .rows(
-                &format!(
-                    "SELECT uniqExact(digest) AS different FROM ({held} UNION ALL {selected})"
-                ),
-                &[("day", &day.to_string())],
-            )
-            .await?;
+        let day = day.to_string();
+        let rows: Vec<Digests> = clickhouse.rows(&self.different(), &[("day", &day)]).await?;
         Ok(rows.iter().all(|row| row.different == 1))
+    }
+
+    fn different(&self) -> String {
+        let held = self.digest(&self.held());
+        let selected = self.digest(&format!("({})", self.select));
+        format!("SELECT uniqExact(digest) AS different FROM ({held} UNION ALL {selected})")
     }
 
     /// How many rows of a day nothing in the source explains. They are not the daemon's,
@@ -219,8 +125,16 @@ impl View {
     pub async fn unexplained(&self, clickhouse: &ClickHouse, day: Date) -> Result<u64, Error> {
         #[derive(Row, Deserialize)]
         struct Count {
-            count: u64,
+            unexplained: u64,
         }
+        let day = day.to_string();
+        let rows: Vec<Count> = clickhouse
+            .rows(&self.unexplained_rows(), &[("day", &day)])
+            .await?;
+        Ok(rows.iter().map(|row| row.unexplained).sum())
+    }
+
+    fn unexplained_rows(&self) -> String {
         let key = match self.merges {
             true => format!("toString(tuple({}))", self.sorting_key),
             false => self.row(),
@@ -228,18 +142,12 @@ impl View {
         // Of a day with millions of keys, hashes fit into memory.
         let key = format!("cityHash64({key})");
         let of_day = format!("WHERE {} = {{day:Date}}", quote_identifier(&self.day));
-        let rows: Vec<Count> = clickhouse
-            .rows(
-                &format!(
-                    "SELECT count() AS count FROM {} {of_day}
-                     AND {key} NOT IN (SELECT {key} FROM ({}) {of_day})",
-                    self.held(),
-                    self.select
-                ),
-                &[("day", &day.to_string())],
-            )
-            .await?;
-        Ok(rows.iter().map(|row| row.count).sum())
+        format!(
+            "SELECT count() AS unexplained FROM (SELECT {key} AS held_key FROM {} {of_day})
+             WHERE held_key NOT IN (SELECT {key} FROM ({}) {of_day})",
+            self.held(),
+            self.select
+        )
     }
 
     /// The days of the target that some rows of the source go to: those that `filter`

@@ -28,3 +28,4 @@ mod status;
 mod support;
 mod tls;
 mod verify;
+mod views;

@@ -7,10 +7,10 @@
 use clickhouse::Row;
 use serde::Deserialize;
 
-use super::select::{Item, Select, names_of_key, unquoted};
+use super::select::{self, Item, Select, names_of_key, unquoted};
 use crate::clickhouse::reach::Table;
 
-pub const NOT_SEEN: &str = "this user may not see its target";
+pub const NOT_SEEN: &str = "this user may not read its target";
 pub const SHARED: &str = "another view fills its target, too";
 pub const OF_LETTERS: &str = "it reads dead letters, which come and go";
 pub const SOURCE: &str = "its source is not compared";
@@ -83,25 +83,43 @@ pub fn kept_days(table: &Table, time: &str) -> Result<Option<u16>, &'static str>
     days.map(Some).ok_or(TTL)
 }
 
-/// Why what a view gives cannot be compared with what its target holds. The views of views
-/// have the column of days of their source.
-pub fn of_select(
-    select: &str,
-    source_day: Option<&str>,
-    target: &Table,
-    given: &[ColumnType],
-    held: &[ColumnType],
-) -> Result<(), &'static str> {
-    of_columns(given, held)?;
+/// What is known of a view beside its SELECT.
+pub struct Facts<'a> {
+    pub target: &'a Table,
+    /// The column of days of a source that is a view's target.
+    pub source_day: Option<&'a str>,
+    /// The source's columns that are computed when they are read: their expressions.
+    pub computed: &'a [ColumnType],
+    /// The columns of the SELECT.
+    pub given: &'a [ColumnType],
+    /// Those of the view, which may be others.
+    pub declared: &'a [ColumnType],
+    /// Those of the target.
+    pub held: &'a [ColumnType],
+}
+
+/// Why what a view gives cannot be compared with what its target holds.
+pub fn of_select(select: &str, facts: &Facts) -> Result<(), &'static str> {
+    let Facts { target, held, .. } = *facts;
+    of_columns(facts)?;
+    let is_odd = |computed: &&ColumnType| !select::is_expression_of_a_row(&computed.r#type);
+    let mut odd = facts.computed.iter().filter(is_odd);
+    if odd.any(|computed| select::mentions(select, &computed.name)) {
+        return Err(SELECT);
+    }
     let select = Select::read(select).ok_or(SELECT)?;
     let item = |name: &str| select.items.iter().find(|item| item.name == name);
     let day = unquoted(&target.partition_key);
-    let is_day = |item: &Item| match source_day {
+    let is_day = |item: &Item| match facts.source_day {
         Some(day) => item.is(day),
         None => item.expression == ["toDate", "(", "server_ts", ")"],
     };
     // Another expression by the name of the time would be taken for it.
-    let is_shadowed = item("server_ts").is_some_and(|item| !item.is("server_ts"));
+    let time = facts.source_day.unwrap_or("server_ts");
+    let is_shadowed = select
+        .items
+        .iter()
+        .any(|item| item.name == time && !item.is(time) && !is_day(item));
     let is_date = held
         .iter()
         .any(|column| column.name == day && column.r#type == "Date");
@@ -131,18 +149,19 @@ fn of_merged(
         select.items.iter().partition(|item| item.is_of_a_row());
     let sorted_by = names_of_key(&target.sorting_key).ok_or(KEY)?;
     let is_key = |name: &str| name == day || sorted_by.contains(&name);
-    let is_group = |item: &&Item| {
-        let mut groups = select.groups.iter();
-        groups.any(|group| {
-            item.expression == *group
-                || matches!(group.as_slice(), [name] if unquoted(name) == item.name)
-        })
+    let is_group = |item: &Item, group: &[&str]| {
+        item.expression == group || matches!(group, [name] if unquoted(name) == item.name)
     };
-    let are_keys = keys.iter().all(|item| is_key(item.name) && is_group(item));
+    let is_grouped = |item: &&Item| select.groups.iter().any(|group| is_group(item, group));
+    let are_keys = keys
+        .iter()
+        .all(|item| is_key(item.name) && is_grouped(item));
+    let mut groups = select.groups.iter();
+    let all_groups = groups.all(|group| keys.iter().any(|item| is_group(item, group)));
     let all_keys = sorted_by
         .iter()
         .all(|name| keys.iter().any(|item| item.name == *name));
-    if !are_keys || !all_keys || keys.len() != select.groups.len() {
+    if !are_keys || !all_keys || !all_groups || select.groups.is_empty() {
         return Err(KEY);
     }
     let summed = summed(target)?;
@@ -164,7 +183,8 @@ fn of_merged(
         if !is_merged {
             return Err(MERGES);
         }
-        counts |= function == "count";
+        // Of a column, it may count none.
+        counts |= value.expression == ["count", "(", ")"];
     }
     // A row whose sums are all zero is dropped.
     match counts || target.engine != "SummingMergeTree" {
@@ -192,8 +212,8 @@ fn is_summed(column: &ColumnType, target: &Table, summed: Option<&[&str]>) -> bo
     target.engine == "SummingMergeTree" && is_number && is_listed
 }
 
-fn of_columns(given: &[ColumnType], held: &[ColumnType]) -> Result<(), &'static str> {
-    for column in held {
+fn of_columns(facts: &Facts) -> Result<(), &'static str> {
+    for column in facts.held {
         let bare = column.bare_type();
         if bare.starts_with("AggregateFunction(") {
             return Err(STATES);
@@ -201,10 +221,12 @@ fn of_columns(given: &[ColumnType], held: &[ColumnType]) -> Result<(), &'static 
         if bare.contains("Float") {
             return Err(FLOATS);
         }
-        match given.iter().find(|given| given.name == column.name) {
-            None => return Err(COLUMNS),
-            Some(given) if given.bare_type() != bare => return Err(TYPES),
-            Some(_) => {}
+        for given in [facts.given, facts.declared] {
+            match given.iter().find(|given| given.name == column.name) {
+                None => return Err(COLUMNS),
+                Some(given) if given.bare_type() != bare => return Err(TYPES),
+                Some(_) => {}
+            }
         }
     }
     Ok(())

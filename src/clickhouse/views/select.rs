@@ -146,6 +146,16 @@ pub fn names_of_key(key: &str) -> Option<Vec<&str>> {
     names.collect()
 }
 
+/// Whether an expression, as it is written, depends on a row and on nothing else.
+pub fn is_expression_of_a_row(text: &str) -> bool {
+    tokens(text).is_some_and(|tokens| is_of_a_row(&tokens))
+}
+
+/// Whether a name is anywhere in a text.
+pub fn mentions(text: &str, name: &str) -> bool {
+    tokens(text).is_none_or(|tokens| tokens.iter().any(|token| unquoted(token) == name))
+}
+
 /// Whether an expression depends on a row and on nothing else.
 fn is_of_a_row(expression: &[Token]) -> bool {
     let before = iter::once(None).chain(expression.iter().map(Some));

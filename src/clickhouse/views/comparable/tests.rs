@@ -21,7 +21,16 @@ fn of(select: &str, held: &[(&str, &str)], engine: &str, key: &str) -> Result<()
         r#type: column.bare_type().to_owned(),
     });
     let given: Vec<_> = given.collect();
-    of_select(select, None, &target, &given, &held)
+    let computed = [("yesterday_ts", "server_ts - 1"), ("fresh", "now()")];
+    let facts = Facts {
+        target: &target,
+        source_day: None,
+        computed: &columns(&computed),
+        given: &given,
+        declared: &given,
+        held: &held,
+    };
+    of_select(select, &facts)
 }
 
 const DAY: (&str, &str) = ("date", "Date");
@@ -43,7 +52,7 @@ fn counts_and_sums_by_the_sorting_key_can_be_compared() {
         "count() AS n FROM GROUP BY toDate(server_ts)",
         "count() AS n FROM AS e WHERE (user_id NOT IN ('a, (SELECT', 'b\\'')) AND (size > -1.5) GROUP BY date",
         "count() AS n FROM WHERE `kind` != 'now()' GROUP BY date",
-        "count(if(a IS NULL, NULL, 1)) AS n FROM GROUP BY date",
+        "count() AS n FROM WHERE yesterday_ts > 5 GROUP BY date",
     ] {
         assert_eq!(summing(select), Ok(()), "{select}");
     }
@@ -65,6 +74,11 @@ fn counts_and_sums_by_the_sorting_key_can_be_compared() {
     assert_eq!(
         of(select, &columns, "SummingMergeTree(n)", "date, kind"),
         Err(MERGES)
+    );
+    let twice = "SELECT toDate(server_ts) AS date, type AS kind, type AS size, count() AS n FROM t GROUP BY date, type, user";
+    assert_eq!(
+        of(twice, &columns, "SummingMergeTree", "date, kind, size"),
+        Err(KEY)
     );
     // Rows of one key would be merged into one.
     assert_eq!(of(select, &columns, "SummingMergeTree", "date"), Err(KEY));
@@ -146,6 +160,7 @@ fn any_other_select_is_not_compared() {
         "count() AS n FROM WHERE a > (SELECT -1) GROUP BY date",
         "count() AS n FROM WHERE server_ts < NOW() GROUP BY date",
         "count() AS n FROM WHERE _part = 'a' GROUP BY date",
+        "count() AS n FROM WHERE fresh > server_ts GROUP BY date",
         "count() AS n FROM WHERE arrayExists(x -> x, a) GROUP BY date",
         "count() AS n, 1 + FROM GROUP BY date",
         "*, count() AS n FROM GROUP BY date",
@@ -165,7 +180,11 @@ fn any_other_select_is_not_compared() {
     ] {
         assert_eq!(summing(select), Err(KEY), "{select}");
     }
-    assert_eq!(summing("sum(a) AS n FROM GROUP BY date"), Err(MERGES));
+    // It may be zero, and the row is dropped.
+    for select in ["sum(a)", "countIf(a)", "count(if(a IS NULL, NULL, 1))"] {
+        let select = format!("{select} AS n FROM GROUP BY date");
+        assert_eq!(summing(&select), Err(MERGES), "{select}");
+    }
     let rows = |select| of(select, &[DAY, ("n", "UInt64")], "MergeTree", "date");
     assert_eq!(
         rows("SELECT toDate(server_ts) AS date, t.n FROM t WHERE n > 1"),
@@ -202,10 +221,21 @@ fn a_target_must_have_the_days_of_the_events() {
 #[test]
 fn a_target_must_hold_what_the_select_gives() {
     let given = columns(&[DAY, ("users", "Array(String)"), ("kind", "String")]);
-    let held = |last| {
+    let target = Table::of_engine("d", "target", "MergeTree");
+    let of_both = |declared: &[ColumnType], last| {
         let users = "SimpleAggregateFunction(groupUniqArrayArray, Array(String))";
-        of_columns(&given, &columns(&[DAY, ("users", users), last]))
+        of_columns(&Facts {
+            target: &target,
+            source_day: None,
+            computed: &[],
+            given: &given,
+            declared,
+            held: &columns(&[DAY, ("users", users), last]),
+        })
     };
+    let held = |last| of_both(&given, last);
+    let narrow = columns(&[DAY, ("users", "Array(String)"), ("kind", "UInt8")]);
+    assert_eq!(of_both(&narrow, ("kind", "String")), Err(TYPES));
     assert_eq!(held(("kind", "LowCardinality(String)")), Ok(()));
     assert_eq!(held(("kind", "UInt8")), Err(TYPES));
     assert_eq!(held(("inserted_at", "DateTime")), Err(COLUMNS));

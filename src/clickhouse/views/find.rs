@@ -1,0 +1,221 @@
+//! The views that inserts reach, and which of them can be compared.
+
+use std::borrow::Cow;
+
+use clickhouse::Row;
+use clickhouse::error::Error;
+use serde::Deserialize;
+use time::Date;
+use time::macros::format_description;
+
+use super::comparable::{self, ColumnType, Facts};
+use super::{Column, Kept, Uncompared, View, Views, select};
+use crate::clickhouse::ClickHouse;
+use crate::clickhouse::client::describe;
+use crate::clickhouse::codes;
+use crate::clickhouse::reach::{Catalog, INSERTED_INTO, Link, Name, Table};
+use crate::clickhouse::row_policy;
+
+/// Why a view is not compared.
+enum Obstacle {
+    /// It cannot be.
+    Reason(Cow<'static, str>),
+    /// Nobody knows, since ClickHouse did not answer.
+    Error(Error),
+}
+
+impl From<&'static str> for Obstacle {
+    fn from(reason: &'static str) -> Self {
+        Self::Reason(reason.into())
+    }
+}
+
+impl From<Error> for Obstacle {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// The views that an insert of events or dead letters reaches, those of operators
+/// included, in whatever database.
+pub async fn reached(clickhouse: &ClickHouse) -> Result<Views, Error> {
+    let catalog = Catalog::read(clickhouse).await?;
+    let home = clickhouse.database();
+    let mut views = Views::default();
+    for link in catalog.reach(&INSERTED_INTO[..1]).links {
+        let name = shown(&link, home);
+        match comparable(clickhouse, &catalog, &views, &link).await {
+            Ok(view) => views.compared.push(View { name, ..view }),
+            Err(Obstacle::Reason(reason)) => views.others.push(Uncompared { name, reason }),
+            Err(Obstacle::Error(error)) => return Err(error),
+        }
+    }
+    for link in catalog.reach(&INSERTED_INTO[1..]).links {
+        let name = shown(&link, home);
+        let reason = comparable::OF_LETTERS.into();
+        if !views.others.iter().any(|other| other.name == name) {
+            views.others.push(Uncompared { name, reason });
+        }
+    }
+    Ok(views)
+}
+
+fn shown(link: &Link, home: &str) -> String {
+    match link.target.table.starts_with(".inner") {
+        true => link.view.name().shown_in(home),
+        false => link.target.shown_in(home),
+    }
+}
+
+/// The view of a link, without its name.
+async fn comparable(
+    clickhouse: &ClickHouse,
+    catalog: &Catalog,
+    views: &Views,
+    link: &Link,
+) -> Result<View, Obstacle> {
+    let target = catalog.get(&link.target).ok_or(comparable::NOT_SEEN)?;
+    let events = Name::new(clickhouse.database(), INSERTED_INTO[0]);
+    let events = catalog.get(&events).ok_or(comparable::SOURCE)?;
+    comparable::of_target(target)?;
+    if catalog.views_into(&link.target) > 1 {
+        return Err(comparable::SHARED.into());
+    }
+    let mut filled = views.compared.iter();
+    let source = filled.find(|view| view.target == link.source);
+    if source.is_some_and(|source| source.merges) {
+        return Err(comparable::MERGED_SOURCE.into());
+    }
+    if source.is_none() && link.source != events.name() {
+        return Err(comparable::SOURCE.into());
+    }
+    row_policy::refuse(clickhouse, &link.source).await?;
+    match row_policy::refuse(clickhouse, &link.target).await {
+        Err(error) if codes::is_of_the_query(&error) => return Err(comparable::NOT_SEEN.into()),
+        outcome => outcome?,
+    }
+    let select = &link.view.as_select;
+    let held = columns(clickhouse, &link.target).await?;
+    let facts = Facts {
+        target,
+        source_day: source.map(|source| source.day.as_str()),
+        computed: &computed(clickhouse, &link.source).await?,
+        given: &given(clickhouse, select).await?,
+        declared: &columns(clickhouse, &link.view.name()).await?,
+        held: &held,
+    };
+    comparable::of_select(select, &facts)?;
+    let day = select::unquoted(&target.partition_key).to_owned();
+    let kept = kept(clickhouse, events, target, &day).await?;
+    let view = View {
+        name: String::new(),
+        target: link.target.clone(),
+        source: link.source.clone(),
+        source_day: facts.source_day.map(str::to_owned),
+        select: select.clone(),
+        day,
+        kept: match source {
+            Some(source) => kept.and(source.kept),
+            None => kept,
+        },
+        merges: target.engine != "MergeTree",
+        sorting_key: target.sorting_key.clone(),
+        columns: held
+            .into_iter()
+            .map(|column| Column {
+                is_array: column.bare_type().starts_with("Array("),
+                name: column.name,
+            })
+            .collect(),
+    };
+    match view.objection(clickhouse).await? {
+        None => Ok(view),
+        Some(error) => Err(Obstacle::Reason(describe(&error).into())),
+    }
+}
+
+impl Kept {
+    fn and(self, other: Self) -> Self {
+        Self {
+            days: self.days.into_iter().chain(other.days).min(),
+            from: self.from.max(other.from),
+        }
+    }
+}
+
+/// Which days neither the events nor the rows of a target have lost anything of.
+async fn kept(
+    clickhouse: &ClickHouse,
+    events: &Table,
+    target: &Table,
+    day: &str,
+) -> Result<Kept, Obstacle> {
+    let events_days = comparable::kept_days(events, "toDateTime(server_ts)");
+    let events_days = events_days.map_err(|_| comparable::EVENTS_TTL)?;
+    let target_days = comparable::kept_days(target, day)?;
+    let outlives = match (events_days, target_days) {
+        (Some(events), Some(target)) => target > events,
+        (Some(_), None) => true,
+        (None, _) => false,
+    };
+    // A date begins with the day of ClickHouse's time zone, which may be over sooner.
+    let target_days = match ["UTC", "Etc/UTC"].contains(&zone(clickhouse).await?.as_str()) {
+        true => target_days,
+        false => target_days.map(|days| days.saturating_sub(1)),
+    };
+    let format = format_description!("[year]-[month]-[day]");
+    let altered_on = Date::parse(&events.altered_on, format);
+    Ok(Kept {
+        days: events_days.into_iter().chain(target_days).min(),
+        // Events may have been kept for a shorter time until their table was altered.
+        from: outlives.then(|| altered_on.unwrap_or(Date::MAX)),
+    })
+}
+
+async fn zone(clickhouse: &ClickHouse) -> Result<String, Error> {
+    #[derive(Row, Deserialize)]
+    struct Zone {
+        zone: String,
+    }
+    let zone: Vec<Zone> = clickhouse
+        .rows("SELECT serverTimezone() AS zone", &[])
+        .await?;
+    Ok(zone.into_iter().map(|row| row.zone).collect())
+}
+
+/// The columns of a SELECT.
+async fn given(clickhouse: &ClickHouse, select: &str) -> Result<Vec<ColumnType>, Obstacle> {
+    let describe_them = format!("DESCRIBE TABLE ({select}) SETTINGS describe_compact_output = 1");
+    match clickhouse.rows(&describe_them, &[]).await {
+        Err(error) if codes::is_of_the_query(&error) => {
+            Err(Obstacle::Reason(describe(&error).into()))
+        }
+        columns => Ok(columns?),
+    }
+}
+
+/// The columns of a table or view, without those that are computed at each look.
+async fn columns(clickhouse: &ClickHouse, table: &Name) -> Result<Vec<ColumnType>, Error> {
+    clickhouse
+        .rows(
+            "SELECT name, type FROM system.columns
+             WHERE database = {database:String} AND table = {table:String}
+                 AND default_kind != 'ALIAS'
+             ORDER BY position",
+            &[("database", &table.database), ("table", &table.table)],
+        )
+        .await
+}
+
+/// Columns of a source that are computed when they are read, at least for older parts: the
+/// name and the expression of each, which are of the same shape as a name and a type.
+async fn computed(clickhouse: &ClickHouse, source: &Name) -> Result<Vec<ColumnType>, Error> {
+    clickhouse
+        .rows(
+            "SELECT name, default_expression AS type FROM system.columns
+             WHERE database = {database:String} AND table = {table:String}
+                 AND default_expression != ''",
+            &[("database", &source.database), ("table", &source.table)],
+        )
+        .await
+}
