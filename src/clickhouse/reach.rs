@@ -66,8 +66,6 @@ pub struct Table {
     pub engine_full: String,
     pub partition_key: String,
     pub sorting_key: String,
-    /// The day of its last ALTER, or of its creation.
-    pub altered_on: String,
     create_table_query: String,
     /// What a view selects.
     pub as_select: String,
@@ -88,7 +86,6 @@ impl Table {
             engine_full: engine_full.to_owned(),
             partition_key: String::new(),
             sorting_key: String::new(),
-            altered_on: String::new(),
             create_table_query: String::new(),
             as_select: String::new(),
             dependents: Vec::new(),
@@ -150,9 +147,7 @@ impl Catalog {
         let tables: Vec<Table> = clickhouse
             .rows(
                 "SELECT database, name, toString(uuid) AS uuid, engine, engine_full,
-                     partition_key, sorting_key,
-                     toString(toDate(metadata_modification_time, 'UTC')) AS altered_on,
-                     create_table_query, as_select,
+                     partition_key, sorting_key, create_table_query, as_select,
                      arrayZip(dependencies_database, dependencies_table) AS dependents
                  FROM system.tables
                  WHERE database IN

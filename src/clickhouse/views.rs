@@ -38,7 +38,8 @@ pub struct View {
     /// The target's column that it is partitioned by, a day each.
     pub(super) day: String,
     pub(super) columns: Vec<Column>,
-    kept: Kept,
+    /// For how many days neither the events nor its own rows are dropped.
+    kept_days: Option<u16>,
     /// Whether rows are merged later, those of one sorting key into one.
     merges: bool,
     sorting_key: String,
@@ -48,14 +49,6 @@ pub struct View {
 pub(super) struct Column {
     pub(super) name: String,
     is_array: bool,
-}
-
-/// Which days the events and a target have as a whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Kept {
-    /// So many, up to today; all where it is `None`.
-    days: Option<u16>,
-    from: Option<Date>,
 }
 
 /// A view that nobody can compare.
@@ -79,7 +72,7 @@ impl View {
     pub fn keeps(&self, day: Date) -> bool {
         let today = OffsetDateTime::now_utc().date();
         let is_young = |days| day > today - Duration::days(i64::from(days));
-        self.kept.days.is_none_or(is_young) && self.kept.from.is_none_or(|from| day >= from)
+        self.kept_days.is_none_or(is_young)
     }
 
     /// What ClickHouse says against the questions about this view; it does not answer them.

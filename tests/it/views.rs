@@ -5,11 +5,11 @@ use std::path::Path;
 use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 
+use crate::support::World;
 use crate::support::clickhouse::{Server, command as clickhouse, lasting_port};
 use crate::support::daemon::{Daemon, command};
 use crate::support::events::{event_of, publish_samples};
 use crate::support::nats::Nats;
-use crate::support::{World, eventually};
 
 /// The exit code of `verify`, and its report.
 fn verify(config: &Path, arguments: &[&str]) -> (Option<i32>, Value) {
@@ -226,53 +226,6 @@ async fn a_view_is_compared_where_that_can_be_done_and_named_and_left_elsewhere(
     }
     let (code, report) = verify(&config, &["--repair"]);
     assert_eq!(code, Some(0), "{report}");
-}
-
-#[tokio::test]
-async fn history_of_before_events_were_kept_longer_is_not_built_again_without_them() {
-    let world = World::new().await;
-    let config = |days: u16| {
-        let retention = format!("flush_interval_seconds: 0.1, retention_days: {days}");
-        world.config(&retention, "")
-    };
-    let daemon = Daemon::start(&config(2));
-    daemon.logs("checkpoint taken over").await;
-    let forever = Operators::new(
-        "forever",
-        "date Date, k String, n UInt64",
-        SUMS,
-        "SELECT toDate(server_ts) AS date, client_id AS k, count() AS n FROM analytics_events GROUP BY date, k",
-    );
-    forever.create(&world).await;
-    // Of a day that is kept in part: its last moment.
-    let today = OffsetDateTime::now_utc().date().midnight().assume_utc();
-    for before in [
-        Duration::days(2),
-        Duration::days(1) + Duration::milliseconds(1),
-    ] {
-        let at = (today - before).unix_timestamp() * 1000;
-        world.publish("app.start", event_of("c", at)).await;
-    }
-    let counted = async || world.number("SELECT sum(n) AS n FROM forever").await;
-    eventually("both are counted", async || {
-        (counted().await == 2).then_some(())
-    })
-    .await;
-    daemon.stop().await;
-    run(&world, "OPTIMIZE TABLE analytics_events FINAL").await;
-    assert_eq!(world.stored().await, 1);
-    // Nor has the stream the event that was dropped.
-    let jetstream = world.nats.jetstream().await;
-    let stream = jetstream.get_stream("ANALYTICS").await.unwrap();
-    stream.purge().await.unwrap();
-
-    let config = config(30);
-    let daemon = Daemon::start(&config);
-    daemon.logs("checkpoint taken over").await;
-    daemon.stop().await;
-    let (code, report) = verify(&config, &["--repair"]);
-    assert_eq!(code, Some(0), "{report}");
-    assert_eq!(counted().await, 2, "{report}");
 }
 
 /// ClickHouse drops rows of a date when that is too old in its own time zone.

@@ -5,11 +5,9 @@ use std::borrow::Cow;
 use clickhouse::Row;
 use clickhouse::error::Error;
 use serde::Deserialize;
-use time::Date;
-use time::macros::format_description;
 
 use super::comparable::{self, ColumnType, Facts};
-use super::{Column, Kept, Uncompared, View, Views, select};
+use super::{Column, Uncompared, View, Views, select};
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::client::describe;
 use crate::clickhouse::codes;
@@ -106,7 +104,8 @@ async fn comparable(
     };
     comparable::of_select(select, &facts)?;
     let day = select::unquoted(&target.partition_key).to_owned();
-    let kept = kept(clickhouse, events, target, &day).await?;
+    let kept_days = kept_days(clickhouse, events, target, &day).await?;
+    let kept_by_source = source.and_then(|source| source.kept_days);
     let view = View {
         name: String::new(),
         target: link.target.clone(),
@@ -114,10 +113,7 @@ async fn comparable(
         source_day: facts.source_day.map(str::to_owned),
         select: select.clone(),
         day,
-        kept: match source {
-            Some(source) => kept.and(source.kept),
-            None => kept,
-        },
+        kept_days: kept_days.into_iter().chain(kept_by_source).min(),
         merges: target.engine != "MergeTree",
         sorting_key: target.sorting_key.clone(),
         columns: held
@@ -134,42 +130,22 @@ async fn comparable(
     }
 }
 
-impl Kept {
-    fn and(self, other: Self) -> Self {
-        Self {
-            days: self.days.into_iter().chain(other.days).min(),
-            from: self.from.max(other.from),
-        }
-    }
-}
-
-/// Which days neither the events nor the rows of a target have lost anything of.
-async fn kept(
+/// For how many days neither the events nor the rows of a target are dropped.
+async fn kept_days(
     clickhouse: &ClickHouse,
     events: &Table,
     target: &Table,
     day: &str,
-) -> Result<Kept, Obstacle> {
+) -> Result<Option<u16>, Obstacle> {
     let events_days = comparable::kept_days(events, "toDateTime(server_ts)");
     let events_days = events_days.map_err(|_| comparable::EVENTS_TTL)?;
     let target_days = comparable::kept_days(target, day)?;
-    let outlives = match (events_days, target_days) {
-        (Some(events), Some(target)) => target > events,
-        (Some(_), None) => true,
-        (None, _) => false,
-    };
     // A date begins with the day of ClickHouse's time zone, which may be over sooner.
     let target_days = match ["UTC", "Etc/UTC"].contains(&zone(clickhouse).await?.as_str()) {
         true => target_days,
         false => target_days.map(|days| days.saturating_sub(1)),
     };
-    let format = format_description!("[year]-[month]-[day]");
-    let altered_on = Date::parse(&events.altered_on, format);
-    Ok(Kept {
-        days: events_days.into_iter().chain(target_days).min(),
-        // Events may have been kept for a shorter time until their table was altered.
-        from: outlives.then(|| altered_on.unwrap_or(Date::MAX)),
-    })
+    Ok(events_days.into_iter().chain(target_days).min())
 }
 
 async fn zone(clickhouse: &ClickHouse) -> Result<String, Error> {
