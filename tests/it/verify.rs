@@ -16,7 +16,7 @@ use crate::support::nats::Nats;
 const EVENTS: u64 = 3000;
 
 /// The exit code of `verify`, and its report.
-fn verify(config: &Path, arguments: &[&str]) -> (i32, Value) {
+pub fn verify(config: &Path, arguments: &[&str]) -> (i32, Value) {
     let output = command(config)
         .args(["verify", "--json"])
         .args(arguments)

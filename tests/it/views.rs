@@ -1,27 +1,13 @@
 //! Views of an operator's own: which of them are compared, and what becomes of the others.
 
-use std::path::Path;
-
-use serde_json::Value;
 use time::{Duration, OffsetDateTime};
 
 use crate::support::World;
 use crate::support::clickhouse::{Server, command as clickhouse, lasting_port};
-use crate::support::daemon::{Daemon, command};
+use crate::support::daemon::Daemon;
 use crate::support::events::{event_of, publish_samples};
 use crate::support::nats::Nats;
-
-/// The exit code of `verify`, and its report.
-fn verify(config: &Path, arguments: &[&str]) -> (Option<i32>, Value) {
-    let output = command(config)
-        .args(["verify", "--json"])
-        .args(arguments)
-        .output()
-        .unwrap();
-    let report = serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
-    (output.status.code(), report)
-}
+use crate::verify::verify;
 
 /// A target with these columns and this engine, and a view that fills it, which may have
 /// columns of its own.
@@ -203,7 +189,7 @@ async fn a_view_is_compared_where_that_can_be_done_and_named_and_left_elsewhere(
         world.settled(events, 0).await;
     }
     let (code, report) = verify(&config, &[]);
-    assert_eq!(code, Some(0), "{report}");
+    assert_eq!(code, 0, "{report}");
     let others = report["views_not_compared"].as_array().unwrap();
     let reason = |name: &str| {
         let other = others.iter().find(|other| other["name"] == name);
@@ -219,13 +205,13 @@ async fn a_view_is_compared_where_that_can_be_done_and_named_and_left_elsewhere(
         run(&world, &format!("TRUNCATE TABLE {}", view.name)).await;
     }
     let (code, report) = verify(&config, &[]);
-    assert_eq!(code, Some(1), "{report}");
+    assert_eq!(code, 1, "{report}");
     let differ = report["days"].to_string();
     for view in &COMPARED {
         assert!(differ.contains(view.name), "{report}");
     }
     let (code, report) = verify(&config, &["--repair"]);
-    assert_eq!(code, Some(0), "{report}");
+    assert_eq!(code, 0, "{report}");
 }
 
 /// ClickHouse drops rows of a date when that is too old in its own time zone.
@@ -247,5 +233,5 @@ async fn a_day_that_is_over_sooner_in_clickhouses_time_zone_is_not_compared() {
     run(&world, "OPTIMIZE TABLE event_counts_by_type FINAL").await;
     daemon.stop().await;
     let (code, report) = verify(&config, &[]);
-    assert_eq!(code, Some(0), "{report}");
+    assert_eq!(code, 0, "{report}");
 }
