@@ -1,4 +1,5 @@
-//! ClickHouse's error codes, and what an insert that meets one does about it.
+//! ClickHouse's error codes, and what an insert that meets one does about it; and those by
+//! which a query about a view is given up.
 //!
 //! A wrong entry loses events in one of two ways: rows that are no fault of their
 //! own become dead letters, or rows that were stored already are stored again in

@@ -83,6 +83,13 @@ async fn may_see_all_of(clickhouse: &ClickHouse, table: &str) -> Result<(), Erro
     row_policy::refuse(clickhouse, &Name::new(clickhouse.database(), table)).await
 }
 
+async fn may_see_all(clickhouse: &ClickHouse) -> Result<(), Error> {
+    for table in INSERTED_INTO {
+        may_see_all_of(clickhouse, table).await?;
+    }
+    Ok(())
+}
+
 /// The condition that a row's sequence is in one of these runs.
 fn is_in(runs: &[RangeInclusive<u64>]) -> String {
     let runs = runs
@@ -102,9 +109,9 @@ pub async fn last_after(
     struct Last {
         last: u64,
     }
+    may_see_all(clickhouse).await?;
     let mut last = 0;
     for table in INSERTED_INTO {
-        may_see_all_of(clickhouse, table).await?;
         let rows: Vec<Last> = clickhouse
             .rows(
                 &format!(
@@ -138,9 +145,7 @@ pub async fn witnesses(
     first: u64,
     last: u64,
 ) -> Result<Vec<Witness>, Error> {
-    for table in INSERTED_INTO {
-        may_see_all_of(clickhouse, table).await?;
-    }
+    may_see_all(clickhouse).await?;
     let which =
         "startsWith(stream, {name:String}) AND stream_seq BETWEEN {first:UInt64} AND {last:UInt64}";
     let columns = "toString(stream) AS stream, stream_seq, toUnixTimestamp64Milli(received_at) AS received_at";
@@ -175,9 +180,7 @@ pub async fn witnesses(
 
 /// Whether anything of the stream is stored: looked for no longer than until it is found.
 pub async fn holds_any(clickhouse: &ClickHouse, stream: &str) -> Result<bool, Error> {
-    for table in INSERTED_INTO {
-        may_see_all_of(clickhouse, table).await?;
-    }
+    may_see_all(clickhouse).await?;
     let found = count(
         clickhouse,
         "SELECT count() AS count FROM

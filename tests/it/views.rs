@@ -153,7 +153,13 @@ const NOT_COMPARED: [(Operators, &str); 8] = [
 ];
 
 /// Odd, and compared nevertheless.
-const COMPARED: [Operators; 2] = [
+const COMPARED: [Operators; 3] = [
+    Operators::new(
+        "taken_and_not_kept",
+        "date Date, k String EPHEMERAL, n UInt64",
+        ROWS,
+        "SELECT toDate(server_ts) AS date, client_id AS k, stream_seq AS n FROM analytics_events",
+    ),
     Operators::new(
         "named_as_in_statements",
         "date Date, count Int32, day String, digest UInt64, held_key String",

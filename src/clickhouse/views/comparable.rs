@@ -36,6 +36,13 @@ pub struct ColumnType {
     pub r#type: String,
 }
 
+/// A column that is computed when it is read, at least for older parts.
+#[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
+pub struct Computed {
+    pub name: String,
+    pub expression: String,
+}
+
 impl ColumnType {
     /// The type without what it is kept in: the values are the same.
     pub fn bare_type(&self) -> &str {
@@ -88,8 +95,8 @@ pub struct Facts<'a> {
     pub target: &'a Table,
     /// The column of days of a source that is a view's target.
     pub source_day: Option<&'a str>,
-    /// The source's columns that are computed when they are read: their expressions.
-    pub computed: &'a [ColumnType],
+    /// Columns of the source.
+    pub computed: &'a [Computed],
     /// The columns of the SELECT.
     pub given: &'a [ColumnType],
     /// Those of the view, which may be others.
@@ -102,7 +109,7 @@ pub struct Facts<'a> {
 pub fn of_select(select: &str, facts: &Facts) -> Result<(), &'static str> {
     let Facts { target, held, .. } = *facts;
     of_columns(facts)?;
-    let is_odd = |computed: &&ColumnType| !select::is_expression_of_a_row(&computed.r#type);
+    let is_odd = |computed: &&Computed| !select::is_expression_of_a_row(&computed.expression);
     let mut odd = facts.computed.iter().filter(is_odd);
     if odd.any(|computed| select::mentions(select, &computed.name)) {
         return Err(SELECT);

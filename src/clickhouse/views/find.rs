@@ -6,7 +6,7 @@ use clickhouse::Row;
 use clickhouse::error::Error;
 use serde::Deserialize;
 
-use super::comparable::{self, ColumnType, Facts};
+use super::comparable::{self, ColumnType, Computed, Facts};
 use super::{Column, Uncompared, View, Views, select};
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::client::describe;
@@ -170,25 +170,23 @@ async fn given(clickhouse: &ClickHouse, select: &str) -> Result<Vec<ColumnType>,
     }
 }
 
-/// The columns of a table or view, without those that are computed at each look.
+/// The columns that a table or view keeps, without those that are computed at each look.
 async fn columns(clickhouse: &ClickHouse, table: &Name) -> Result<Vec<ColumnType>, Error> {
     clickhouse
         .rows(
             "SELECT name, type FROM system.columns
              WHERE database = {database:String} AND table = {table:String}
-                 AND default_kind != 'ALIAS'
+                 AND default_kind NOT IN ('ALIAS', 'EPHEMERAL')
              ORDER BY position",
             &[("database", &table.database), ("table", &table.table)],
         )
         .await
 }
 
-/// Columns of a source that are computed when they are read, at least for older parts: the
-/// name and the expression of each, which are of the same shape as a name and a type.
-async fn computed(clickhouse: &ClickHouse, source: &Name) -> Result<Vec<ColumnType>, Error> {
+async fn computed(clickhouse: &ClickHouse, source: &Name) -> Result<Vec<Computed>, Error> {
     clickhouse
         .rows(
-            "SELECT name, default_expression AS type FROM system.columns
+            "SELECT name, default_expression AS expression FROM system.columns
              WHERE database = {database:String} AND table = {table:String}
                  AND default_expression != ''",
             &[("database", &source.database), ("table", &source.table)],

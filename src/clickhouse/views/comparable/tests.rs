@@ -22,10 +22,14 @@ fn of(select: &str, held: &[(&str, &str)], engine: &str, key: &str) -> Result<()
     });
     let given: Vec<_> = given.collect();
     let computed = [("yesterday_ts", "server_ts - 1"), ("fresh", "now()")];
+    let computed = computed.map(|(name, expression)| Computed {
+        name: name.to_owned(),
+        expression: expression.to_owned(),
+    });
     let facts = Facts {
         target: &target,
         source_day: None,
-        computed: &columns(&computed),
+        computed: &computed,
         given: &given,
         declared: &given,
         held: &held,
