@@ -6,18 +6,18 @@
 //! ```
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use analytics_server::clickhouse::native::{self, Block, Column, LowCardinality, Plain};
-use analytics_server::config::Subjects;
-use analytics_server::event::{Columns, Event};
-use analytics_server::pipeline::batch::{Batcher, Limits};
-use analytics_server::pipeline::decode::Decoder;
-use analytics_server::pipeline::encode::{Content, Encoder};
-use analytics_server::pipeline::message::{Headers, Message};
-use analytics_server::sample::Population;
+use analytics_server::internal::native::{
+    Block, BlockBuilder, Column, Columns, LowCardinality, Plain,
+};
+use analytics_server::internal::{
+    Analytics, Batcher, Content, Cut, Encoder, Headers, Limits, Message, Population, Run, Subjects,
+};
+use analytics_server::pb::{AnalyticsEvent, EventContext};
+use divan::Bencher;
 use divan::counter::ItemsCount;
-use divan::{Bencher, black_box};
 use prost::Message as _;
 use tokio::time::Instant;
 
@@ -32,8 +32,9 @@ fn main() {
     divan::main();
 }
 
-fn decoder() -> Decoder {
-    Decoder::new(STREAM, &Subjects::default())
+fn encoder() -> Encoder {
+    let kind = Arc::new(Analytics::new(&Subjects::default()));
+    Encoder::new(kind, STREAM.to_owned())
 }
 
 /// The realistic mix.
@@ -56,39 +57,29 @@ fn messages() -> Vec<Message> {
         .collect()
 }
 
-fn events() -> Vec<Event> {
-    let decoder = decoder();
+fn events() -> Vec<AnalyticsEvent> {
     let messages = messages();
-    let decoded = messages.iter().map(|message| decoder.decode(message));
-    decoded.flat_map(|decoded| decoded.events).collect()
+    let decode = |message: &Message| AnalyticsEvent::decode(message.payload.as_ref());
+    messages
+        .iter()
+        .filter_map(|message| decode(message).ok())
+        .collect()
 }
 
+/// Into columns, which are not yet a block.
 #[divan::bench]
 fn decode(bencher: Bencher<'_, '_>) {
-    let (decoder, messages) = (decoder(), messages());
-    bencher.counter(ItemsCount::new(MESSAGES)).bench(|| {
-        for message in &messages {
-            black_box(decoder.decode(message));
-        }
-    });
-}
-
-#[divan::bench]
-fn build_a_block_of_decoded_events(bencher: Bencher<'_, '_>) {
-    let events = events();
-    bencher.counter(ItemsCount::new(MESSAGES)).bench(|| {
-        let mut columns = Columns::default();
-        for event in &events {
-            columns.push(event);
-        }
-        Columns::block(STREAM, vec![columns])
-    });
+    let encoder = encoder();
+    bencher
+        .counter(ItemsCount::new(MESSAGES))
+        .with_inputs(messages)
+        .bench_values(|messages| encoder.decode(messages));
 }
 
 /// All that is done between the two servers.
 #[divan::bench]
 fn cut_decode_and_encode(bencher: Bencher<'_, '_>) {
-    let encoder = Encoder::new(STREAM.to_owned(), decoder());
+    let encoder = encoder();
     let limits = Limits {
         rows: MESSAGES as usize,
         bytes: usize::MAX,
@@ -100,13 +91,19 @@ fn cut_decode_and_encode(bencher: Bencher<'_, '_>) {
         .bench_values(|messages| {
             let now = Instant::now();
             let mut batcher = Batcher::new(limits, []);
-            let mut batches = messages
-                .into_iter()
-                .flat_map(|message| batcher.push(message, 1, now));
-            match encoder.encode(Vec::new(), batches.next()?).content {
-                Content::Rows(piece) => Some(piece.block),
-                Content::Messages(_) => None,
+            let mut runs: Vec<Run> = Vec::new();
+            for cut in messages.into_iter().flat_map(|it| batcher.push(it, 1, now)) {
+                match cut {
+                    Cut::Chunk(messages) => runs.push(encoder.decode(messages)),
+                    Cut::End(batch) => {
+                        let encoded = encoder.encode(std::mem::take(&mut runs), batch);
+                        if let Content::Rows(piece) = encoded.content {
+                            return Some(piece.block);
+                        }
+                    }
+                }
             }
+            None
         });
 }
 
@@ -123,14 +120,14 @@ mod a_block_of_six_columns {
             .counter(ItemsCount::new(MESSAGES))
             .bench(|| -> Block {
                 let rows = events.len();
-                let mut block = native::BlockBuilder::new(rows, rows * 120);
+                let mut block = BlockBuilder::new(rows, rows * 120);
                 block
-                    .values("stream_seq", events.iter().map(|e| &e.source.place.0))
-                    .values("client_ts", events.iter().map(|e| &e.client_ts.0))
-                    .values("client_id", events.iter().map(|e| &*e.context.client_id))
-                    .values("session_id", events.iter().map(|e| &*e.context.session_id))
-                    .values("user_agent", events.iter().map(|e| &*e.context.user_agent))
-                    .values("event_type", events.iter().map(|e| &*e.event_type));
+                    .values("server_ts", contexts(&events).map(|e| &e.server_ts))
+                    .values("client_ts", contexts(&events).map(|e| &e.client_ts))
+                    .values("client_id", contexts(&events).map(|e| &*e.client_id))
+                    .values("session_id", contexts(&events).map(|e| &*e.session_id))
+                    .values("user_agent", contexts(&events).map(|e| &*e.user_agent))
+                    .values("app_version", contexts(&events).map(|e| &*e.app_version));
                 block.build()
             });
     }
@@ -143,19 +140,33 @@ mod a_block_of_six_columns {
             macro_rules! column {
                 ($name:literal, $type:ty, $value:expr) => {
                     let mut column = block.upsert_column::<$type>($name)?;
-                    column.add_all(events.iter().map($value))?;
+                    column.add_all(contexts(&events).map($value))?;
                 };
             }
-            column!("stream_seq", u64, |e| e.source.place.0);
-            column!("client_ts", i64, |e| e.client_ts.0);
-            column!("client_id", &str, |e| &*e.context.client_id);
-            column!("session_id", &str, |e| &*e.context.session_id);
-            column!("user_agent", &str, |e| &*e.context.user_agent);
-            column!("event_type", &str, |e| &*e.event_type);
+            column!("server_ts", i64, |e| e.server_ts);
+            column!("client_ts", i64, |e| e.client_ts);
+            column!("client_id", &str, |e| &*e.client_id);
+            column!("session_id", &str, |e| &*e.session_id);
+            column!("user_agent", &str, |e| &*e.user_agent);
+            column!("app_version", &str, |e| &*e.app_version);
             Ok(block.build()?)
         };
         bencher.counter(ItemsCount::new(MESSAGES)).bench(build);
     }
+}
+
+fn contexts(events: &[AnalyticsEvent]) -> impl Iterator<Item = &EventContext> {
+    events.iter().filter_map(|event| event.context.as_ref())
+}
+
+/// The block of one column.
+fn block(column: impl Into<Column>) -> Block {
+    let rows = MESSAGES as usize;
+    let columns = vec![("app_version", column.into())];
+    let columns = Columns { rows, columns };
+    let mut block = BlockBuilder::new(rows, columns.size());
+    block.columns(vec![columns]);
+    block.build()
 }
 
 /// Values that repeat, as what they are and as strings.
@@ -167,12 +178,10 @@ mod a_column_that_repeats {
         let events = events();
         bencher.counter(ItemsCount::new(MESSAGES)).bench(|| {
             let mut column = LowCardinality::default();
-            for (row, event) in events.iter().enumerate() {
-                column.set(row, &event.context.app_version);
+            for (row, context) in contexts(&events).enumerate() {
+                column.set(row, &context.app_version);
             }
-            let mut out = Vec::new();
-            Column::write(vec![(column, events.len())], &mut out);
-            out
+            block(column)
         });
     }
 
@@ -181,12 +190,10 @@ mod a_column_that_repeats {
         let events = events();
         bencher.counter(ItemsCount::new(MESSAGES)).bench(|| {
             let mut column = Plain::<str>::default();
-            for (row, event) in events.iter().enumerate() {
-                column.set(row, &event.context.app_version);
+            for (row, context) in contexts(&events).enumerate() {
+                column.set(row, &context.app_version);
             }
-            let mut out = Vec::new();
-            Column::write(vec![(column, events.len())], &mut out);
-            out
+            block(column)
         });
     }
 }

@@ -12,6 +12,7 @@ pub mod rebuild;
 mod row_policy;
 pub mod schema;
 pub mod stored;
+pub mod tables;
 mod transport;
 pub mod views;
 

@@ -341,6 +341,13 @@ pub struct Analytics {
     pub retention_days: NonZeroU16,
 }
 
+impl Analytics {
+    /// How long ClickHouse keeps rows.
+    pub fn retention(&self) -> Duration {
+        Duration::from_secs(u64::from(self.retention_days.get()) * 24 * 3600)
+    }
+}
+
 impl Default for Analytics {
     fn default() -> Self {
         Self {

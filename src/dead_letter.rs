@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::clickhouse::native::{Block, BlockBuilder, Plain};
 use crate::event::Source;
-use crate::pipeline::message::Headers;
+use crate::nats::Headers;
 
 #[derive(Debug, Clone)]
 pub struct DeadLetter {
@@ -16,30 +16,29 @@ pub struct DeadLetter {
     pub error: String,
 }
 
-/// What the bytes of a letter are. Subject and index do not tell: the first event of
-/// a batch message and a batch message that cannot be read have the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PayloadIs {
-    /// The payload of a whole message.
-    Message,
-    /// One event of a batch message.
-    Event,
-}
-
-impl PayloadIs {
-    /// `index` is an event's place in a batch message, `None` for a whole message.
-    pub fn at(index: Option<u32>) -> Self {
-        match index {
-            Some(_) => Self::Event,
-            None => Self::Message,
+impl DeadLetter {
+    pub fn new(source: Source, Unfit { reason, error }: Unfit) -> Self {
+        Self {
+            source,
+            reason,
+            error,
         }
     }
+}
 
-    /// The value of the column `payload_is`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Message => "message",
-            Self::Event => "event",
+/// Why an event becomes a dead letter instead of a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    pub reason: Reason,
+    /// What is wrong, for a person.
+    pub error: String,
+}
+
+impl Unfit {
+    pub fn new(reason: Reason, error: impl ToString) -> Self {
+        Self {
+            reason,
+            error: error.to_string(),
         }
     }
 }
@@ -109,7 +108,7 @@ pub fn block(stream: &str, letters: &[DeadLetter]) -> Block {
             letters.iter().map(|letter| letter.reason.as_str()),
         )
         .values("error", letters.iter().map(|letter| letter.error.as_str()))
-        .column("headers", std::iter::once((headers, letters.len())))
+        .column("headers", vec![(headers.into(), letters.len())])
         .values("payload", sources().map(|source| source.payload.as_ref()))
         .values(
             "payload_is",

@@ -1,28 +1,16 @@
-//! One event as ClickHouse stores it: a row of `analytics_events`.
-
-use std::borrow::Cow;
+//! An event on its way, whatever its kind.
 
 use async_nats::Subject;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
-use crate::clickhouse::native::{Block, BlockBuilder, Column, LowCardinality, Millis, Plain};
-use crate::dead_letter::PayloadIs;
-use crate::pb::analytics_event::EventType;
-use crate::pb::{EventContext, GeoLocation, SystemInfo};
-use crate::pipeline::message::Headers;
-
-/// A row's place in the stream: its message's sequence, and its index inside a
-/// batch message. In JSON, `[sequence, index]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Place(pub u64, pub u32);
+use crate::clickhouse::native::Millis;
+use crate::clickhouse::stored::{Origin, Place};
+use crate::nats::{Headers, Message};
 
 /// An event as it was sent, and where it came from: what it is decoded from, once
 /// more where a part of its batch has to be sent by itself.
 #[derive(Debug, Clone)]
 pub struct Source {
-    pub id: Uuid,
     pub place: Place,
     pub subject: Subject,
     /// When JetStream stored the message.
@@ -36,275 +24,74 @@ pub struct Source {
 }
 
 impl Source {
+    /// A whole message, which is one event or cannot be read.
+    pub fn whole(message: &Message) -> Self {
+        Self::new(message, 0, message.payload.clone(), PayloadIs::Message)
+    }
+
+    /// The event with this index in a batch message.
+    pub fn of_batch(message: &Message, index: u32, payload: Bytes) -> Self {
+        Self::new(message, index, payload, PayloadIs::Event)
+    }
+
+    fn new(message: &Message, index: u32, payload: Bytes, payload_is: PayloadIs) -> Self {
+        Self {
+            place: Place(message.sequence, index),
+            subject: message.subject.clone(),
+            received_at: Millis(message.stored_at.div_euclid(1_000_000)),
+            headers: message.headers.clone(),
+            payload,
+            payload_is,
+        }
+    }
+
+    /// Which row it becomes.
+    pub fn origin(&self) -> Origin {
+        Origin {
+            stream_seq: self.place.0,
+            batch_index: self.place.1,
+            received_at: self.received_at.0,
+        }
+    }
+
     /// Bytes of subject, headers and payload.
     pub fn size(&self) -> usize {
         self.subject.len() + self.headers.size() + self.payload.len()
     }
 }
 
-/// A decoded event with what the stream knows of the message that carried it.
+/// What the bytes of an event or of a dead letter are. Subject and index do not tell: the
+/// first event of a batch message and a batch message that cannot be read have the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PayloadIs {
+    /// The payload of a whole message.
+    Message,
+    /// One event of a batch message.
+    Event,
+}
+
+impl PayloadIs {
+    /// The value of the column `payload_is`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Message => "message",
+            Self::Event => "event",
+        }
+    }
+}
+
+/// An event that became a row: what is kept of it while the row is on its way.
 #[derive(Debug, Clone)]
 pub struct Event {
     pub source: Source,
-    pub client_ts: Millis,
-    pub server_ts: Millis,
-    /// The oneof field's name, or a name from the subject for a type that this
-    /// build does not know.
-    pub event_type: Cow<'static, str>,
-    pub context: EventContext,
-    /// `None` for a type that this build does not know.
-    pub kind: Option<EventType>,
+    pub row: Row,
 }
 
-impl Event {
-    fn system(&self, field: fn(&SystemInfo) -> &str) -> &str {
-        self.context.system.as_ref().map_or("", field)
-    }
-
-    fn geo(&self, field: fn(&GeoLocation) -> &str) -> &str {
-        self.context.geo.as_ref().map_or("", field)
-    }
-}
-
-/// The types of the contract, by their names.
-pub const TYPE_NAMES: [&str; 16] = [
-    "app_start",
-    "app_exit",
-    "user_login",
-    "user_logout",
-    "user_register",
-    "chat_created",
-    "message_sent",
-    "chat_joined",
-    "chat_left",
-    "navigation",
-    "file_uploaded",
-    "file_downloaded",
-    "search_performed",
-    "notification_received",
-    "error_occurred",
-    "bot_response",
-];
-
-/// The name by which an event type is stored: its field's name in the contract.
-pub fn type_name(kind: &EventType) -> &'static str {
-    match kind {
-        EventType::AppStart(_) => "app_start",
-        EventType::AppExit(_) => "app_exit",
-        EventType::UserLogin(_) => "user_login",
-        EventType::UserLogout(_) => "user_logout",
-        EventType::UserRegister(_) => "user_register",
-        EventType::ChatCreated(_) => "chat_created",
-        EventType::MessageSent(_) => "message_sent",
-        EventType::ChatJoined(_) => "chat_joined",
-        EventType::ChatLeft(_) => "chat_left",
-        EventType::Navigation(_) => "navigation",
-        EventType::FileUploaded(_) => "file_uploaded",
-        EventType::FileDownloaded(_) => "file_downloaded",
-        EventType::SearchPerformed(_) => "search_performed",
-        EventType::NotificationReceived(_) => "notification_received",
-        EventType::ErrorOccurred(_) => "error_occurred",
-        EventType::BotResponse(_) => "bot_response",
-    }
-}
-
-/// Defines the columns of `analytics_events`, each with its type and its value: those
-/// of every event, that of events of no known kind, and those of each kind.
-macro_rules! columns {
-    (
-        every |$event:ident| { $($every:ident: $every_type:ty = $every_value:expr,)* }
-        unknown |$unknown:ident| { $other:ident: $other_type:ty = $other_value:expr, }
-        $($kind:ident |$of_kind:pat_param| { $($name:ident: $type:ty = $value:expr,)* })*
-    ) => {
-        /// Rows of `analytics_events`, of one stream.
-        #[derive(Default)]
-        pub struct Columns {
-            rows: usize,
-            $($every: $every_type,)*
-            $($($name: $type,)*)*
-            $other: $other_type,
-        }
-
-        impl Columns {
-            pub fn push(&mut self, $event: &Event) {
-                let row = self.rows;
-                $(self.$every.set(row, $every_value);)*
-                match &$event.kind {
-                    $(Some(EventType::$kind($of_kind)) => {
-                        $(self.$name.set(row, $value);)*
-                    })*
-                    None => {
-                        let $unknown = $event;
-                        self.$other.set(row, $other_value);
-                    }
-                }
-                self.rows += 1;
-            }
-
-            /// The block that inserts the rows of `parts`, all of `stream`, one part
-            /// after the other. The same events always give the same bytes.
-            pub fn block(stream: &str, mut parts: Vec<Self>) -> Block {
-                let rows = parts.iter().map(|part| part.rows).sum();
-                let mut of_stream = LowCardinality::default();
-                (0..rows).for_each(|row| of_stream.set(row, stream));
-                let size = parts.iter().map(Self::size).sum::<usize>() + of_stream.size(rows);
-                let mut block = BlockBuilder::new(rows, size);
-                block.column("stream", std::iter::once((of_stream, rows)));
-                /// Column by column, since its parts need their memory no longer then.
-                macro_rules! write {
-                    ($column:ident) => {
-                        let parts = parts.iter_mut();
-                        let parts = parts.map(|part| (std::mem::take(&mut part.$column), part.rows));
-                        block.column(stringify!($column), parts);
-                    };
-                }
-                $(write!($every);)*
-                $($(write!($name);)*)*
-                write!($other);
-                block.build()
-            }
-
-            fn size(&self) -> usize {
-                let sizes = [
-                    $(self.$every.size(self.rows),)*
-                    $($(self.$name.size(self.rows),)*)*
-                    self.$other.size(self.rows),
-                ];
-                sizes.iter().sum::<usize>() + sizes.len() * COLUMN_HEADER
-            }
-        }
-    };
-}
-
-/// Roughly what a column's name and type take in a block.
-const COLUMN_HEADER: usize = 64;
-
-columns! {
-    every |e| {
-        event_id: Plain<Uuid> = &e.source.id,
-        event_type: LowCardinality = &e.event_type,
-        stream_seq: Plain<u64> = &e.source.place.0,
-        batch_index: Plain<u32> = &e.source.place.1,
-        subject: LowCardinality = &e.source.subject,
-        received_at: Plain<Millis> = &e.source.received_at,
-        server_ts: Plain<Millis> = &e.server_ts,
-        client_ts: Plain<Millis> = &e.client_ts,
-        client_id: Plain<str> = &e.context.client_id,
-        session_id: Plain<str> = &e.context.session_id,
-        user_id: Plain<str> = &e.context.user_id,
-        app_version: LowCardinality = &e.context.app_version,
-        user_agent: LowCardinality = &e.context.user_agent,
-        ip: Plain<str> = &e.context.ip,
-        system_os: LowCardinality = e.system(|system| &system.os),
-        system_arch: LowCardinality = e.system(|system| &system.arch),
-        system_locale: LowCardinality = e.system(|system| &system.locale),
-        system_timezone: LowCardinality = e.system(|system| &system.timezone),
-        system_browser: LowCardinality = e.system(|system| &system.browser),
-        system_browser_version: LowCardinality = e.system(|system| &system.browser_version),
-        geo_country: LowCardinality = e.geo(|geo| &geo.country),
-        geo_region: LowCardinality = e.geo(|geo| &geo.region),
-        geo_city: LowCardinality = e.geo(|geo| &geo.city),
-    }
-    unknown |e| {
-        payload: Plain<[u8]> = &e.source.payload,
-    }
-    AppStart |_| {}
-    AppExit |e| {
-        exit_code: LowCardinality = e.exit_code().as_str_name(),
-    }
-    UserLogin |e| {
-        login_email: Plain<str> = &e.email,
-        login_method: LowCardinality = &e.login_method,
-    }
-    UserLogout |e| {
-        logout_email: Plain<str> = &e.email,
-    }
-    UserRegister |e| {
-        register_email: Plain<str> = &e.email,
-        register_workspace_id: Plain<str> = &e.workspace_id,
-        register_method: LowCardinality = &e.registration_method,
-    }
-    ChatCreated |e| {
-        chat_created_workspace_id: Plain<str> = &e.workspace_id,
-        chat_created_type: LowCardinality = &e.chat_type,
-        chat_created_members_count: Plain<i32> = &e.initial_members_count,
-    }
-    MessageSent |e| {
-        message_chat_id: Plain<str> = &e.chat_id,
-        message_type: LowCardinality = &e.r#type,
-        message_size: Plain<i32> = &e.size,
-        message_total_files: Plain<i32> = &e.total_files,
-        message_has_mentions: Plain<bool> = &e.has_mentions,
-        message_has_links: Plain<bool> = &e.has_links,
-    }
-    ChatJoined |e| {
-        chat_joined_id: Plain<str> = &e.chat_id,
-        chat_joined_method: LowCardinality = &e.join_method,
-    }
-    ChatLeft |e| {
-        chat_left_id: Plain<str> = &e.chat_id,
-        chat_left_reason: LowCardinality = &e.leave_reason,
-    }
-    Navigation |e| {
-        navigation_from: Plain<str> = &e.from,
-        navigation_to: Plain<str> = &e.to,
-        navigation_duration_ms: Plain<i32> = &e.duration_ms,
-    }
-    FileUploaded |e| {
-        file_uploaded_type: LowCardinality = &e.file_type,
-        file_uploaded_size: Plain<i64> = &e.file_size,
-        file_uploaded_method: LowCardinality = &e.upload_method,
-        file_uploaded_duration_ms: Plain<i32> = &e.upload_duration_ms,
-    }
-    FileDownloaded |e| {
-        file_downloaded_type: LowCardinality = &e.file_type,
-        file_downloaded_size: Plain<i64> = &e.file_size,
-        file_downloaded_duration_ms: Plain<i32> = &e.download_duration_ms,
-    }
-    SearchPerformed |e| {
-        search_type: LowCardinality = &e.search_type,
-        search_query_length: Plain<str> = &e.query_length,
-        search_results_count: Plain<i32> = &e.results_count,
-        search_duration_ms: Plain<i32> = &e.search_duration_ms,
-        search_has_filters: Plain<bool> = &e.has_filters,
-    }
-    NotificationReceived |e| {
-        notification_type: LowCardinality = &e.notification_type,
-        notification_source: LowCardinality = &e.source,
-        notification_was_clicked: Plain<bool> = &e.was_clicked,
-    }
-    ErrorOccurred |e| {
-        error_type: LowCardinality = &e.error_type,
-        error_code: LowCardinality = &e.error_code,
-        error_message: Plain<str> = &e.error_message,
-        error_stack_trace: Plain<str> = &e.stack_trace,
-        error_context: Plain<str> = &e.context,
-    }
-    BotResponse |e| {
-        bot_response_bot_id: Plain<str> = &e.bot_id,
-        bot_response_chat_id: Plain<str> = &e.chat_id,
-        bot_response_type: LowCardinality = &e.response_type,
-        bot_response_time_ms: Plain<u64> = &e.response_time_ms,
-        bot_response_tokens_used: Plain<u32> = &e.tokens_used,
-        bot_response_success: Plain<bool> = &e.success,
-        bot_response_error_message: Plain<str> = &e.error_message,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-    use std::time::UNIX_EPOCH;
-
-    use super::*;
-    use crate::sample::Population;
-
-    #[test]
-    fn the_names_of_the_types_are_those_of_the_contract() {
-        let mut population = Population::new(1);
-        let mut event = || population.event(UNIX_EPOCH, None).event;
-        let kinds = (0..1_000).filter_map(|_| event().event_type);
-        let names: BTreeSet<_> = kinds.map(|kind| type_name(&kind)).collect();
-        assert_eq!(names, BTreeSet::from(TYPE_NAMES));
-    }
+/// What has to be known of a row beside its columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// When the event happened. The row's day and its age count from here.
+    pub time: Millis,
+    /// The event's type, where it is one that the kind names.
+    pub event_type: Option<&'static str>,
 }

@@ -1,288 +1,67 @@
-//! What `/metrics` tells, in Prometheus' text format.
+//! What `/metrics` says, in Prometheus' text format.
 //!
 //! Every series is there from the start, so that an alert on its growth sees the first
-//! step, too. Figures that belong together change together: at any time,
-//! received = stored + dead letters + in flight + returned.
+//! step, too. Figures that belong together change together, and are read together.
 
-mod series;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use prometheus::core::Collector;
+use prometheus::{IntGaugeVec, Opts, Result, TextEncoder};
 
-use prometheus::{
-    Gauge, Histogram, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Registry, TextEncoder,
-};
-use serde::{Deserialize, Serialize};
+/// What the name of every metric begins with, but for those of the process.
+pub const PREFIX: &str = "analytics_";
 
-use crate::dead_letter::Reason;
-use crate::pipeline::batch::Flush;
-use crate::pipeline::tally::Tally;
-
-/// Where an event came from that names no producer.
-pub const UNKNOWN_SERVICE: &str = "unknown";
-
-/// Events of types that the contract does not have, and of producers after the most.
-pub const OTHER: &str = "other";
-
-/// Producers that are told apart, the unknown one and the others among them: their names
-/// are not ours to choose.
-const MOST_SERVICES: usize = 64;
-
-/// A part of the work, which takes time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// Messages into columns, some hundreds at a time.
-    Decode,
-    /// Columns into a block, with the messages that were left.
-    Encode,
-    /// The range into the checkpoint.
-    Record,
-    /// The block into ClickHouse, with all its repeats and counts.
-    Insert,
-    /// The range out of the checkpoint.
-    Commit,
-}
-
-impl Stage {
-    const ALL: [Self; 5] = [
-        Self::Decode,
-        Self::Encode,
-        Self::Record,
-        Self::Insert,
-        Self::Commit,
-    ];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Decode => "decode",
-            Self::Encode => "encode",
-            Self::Record => "record",
-            Self::Insert => "insert",
-            Self::Commit => "commit",
-        }
-    }
-}
-
-/// What waits in the stream, in messages.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub struct Lag {
-    /// The consumer has not sent them.
-    pub pending: i64,
-    /// It has, and they are not acknowledged.
-    pub ack_pending: i64,
-}
-
-/// What an instance is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// The checkpoint is its own.
-    Active,
-    /// Another one's is.
-    Standby,
-}
-
-impl Role {
-    const ALL: [Self; 2] = [Self::Active, Self::Standby];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Standby => "standby",
-        }
-    }
-}
-
-/// What a committed batch became.
-pub struct Settled<'a> {
-    /// Events that are rows now, by type and producer.
-    pub events: &'a Tally,
-    pub dead_letters: Vec<(Reason, usize)>,
-    /// Bytes of its messages.
-    pub bytes: usize,
-    pub flush: Flush,
-    /// Seconds from when JetStream stored the oldest message until now.
-    pub age: f64,
-}
-
-/// The daemon's figures since the process started.
-pub struct Metrics {
-    registry: Registry,
-    /// Held while figures that belong together change, and while they are read.
-    books: Mutex<()>,
-    /// Producers that are told apart.
-    services: Mutex<BTreeSet<String>>,
-    messages_received: IntCounter,
-    received: IntCounter,
-    returned: IntCounter,
-    in_flight: IntGauge,
-    in_flight_bytes: IntGauge,
-    processed: IntCounterVec,
-    stored: IntCounterVec,
-    errors: IntCounterVec,
-    dead_letters: IntCounterVec,
-    stages: HistogramVec,
-    batches: IntCounterVec,
-    batch_rows: Histogram,
-    batch_bytes: Histogram,
-    freshness: Histogram,
-    last_stored: Gauge,
-    insert_retries: IntCounterVec,
-    role: IntGaugeVec,
-    lag: Mutex<Option<Lag>>,
-    consumer_pending: IntGauge,
-    consumer_ack_pending: IntGauge,
-    dependency_up: IntGaugeVec,
-    /// Attempts of inserts that succeeded.
-    pub insert_duration: Histogram,
-    /// Messages that the stream dropped before they were stored.
-    pub expired: IntCounter,
-    /// Batches that stand in the checkpoint and are not committed.
-    pub ranges: IntGauge,
-    pub checkpoint_writes: IntCounter,
-    pub checkpoint_takeovers: IntCounter,
-    pub stream_bytes: IntGauge,
-    /// 0 where the stream has no limit.
-    pub stream_max_bytes: IntGauge,
-}
-
-/// The classes of [`Metrics::insert_failed`].
-const ERROR_CLASSES: [&str; 2] = ["unknown", "unavailable"];
-const TABLES: [&str; 2] = ["analytics_events", "dead_letters"];
 const DEPENDENCIES: [&str; 2] = ["nats", "clickhouse"];
 
-impl Metrics {
-    /// All figures, in Prometheus' text format 0.0.4.
-    pub fn render(&self) -> String {
-        let families = {
-            let _books = self.books();
-            self.registry.gather()
+/// All metrics of the process.
+pub struct Registry {
+    registry: prometheus::Registry,
+    dependency_up: IntGaugeVec,
+    books: Mutex<Vec<Books>>,
+}
+
+/// A lock that is held while figures that belong together change, and while all are read.
+#[derive(Clone, Default)]
+pub struct Books(Arc<Mutex<()>>);
+
+impl Books {
+    pub fn open(&self) -> MutexGuard<'_, ()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Registry {
+    /// # Errors
+    /// Here and below: when a name or a label is not one, or is there twice.
+    pub fn new() -> Result<Self> {
+        let gauges = |name, help, label| {
+            IntGaugeVec::new(Opts::new(format!("{PREFIX}{name}"), help), &[label])
         };
-        // It fails for families without a metric only, and gather leaves them out.
-        TextEncoder::new()
-            .encode_to_string(&families)
-            .unwrap_or_default()
-    }
-
-    /// Counts a message, of so many events and bytes.
-    pub fn received(&self, events: usize, bytes: usize) {
-        let _books = self.books();
-        self.messages_received.inc();
-        self.received.inc_by(events as u64);
-        self.in_flight.add(events as i64);
-        self.in_flight_bytes.add(bytes as i64);
-    }
-
-    /// Counts what is given back to the stream.
-    pub fn returned(&self, events: usize, bytes: usize) {
-        let _books = self.books();
-        self.returned.inc_by(events as u64);
-        self.in_flight.sub(events as i64);
-        self.in_flight_bytes.sub(bytes as i64);
-    }
-
-    /// Counts a batch that is committed.
-    pub fn settled(&self, settled: &Settled<'_>) {
-        let _books = self.books();
-        let mut rows = 0;
-        for (service, event_type, count) in settled.events.iter() {
-            let service = self.service(service);
-            let series = [event_type, service.as_str()];
-            self.processed.with_label_values(&series).inc_by(count);
-            rows += count;
+        let dependency_up = gauges("dependency_up", "Whether a server answers", "dependency")?;
+        for dependency in DEPENDENCIES {
+            dependency_up.with_label_values(&[dependency]);
         }
-        let mut letters = 0;
-        for (reason, count) in &settled.dead_letters {
-            let (reason, stage, count) = (reason.as_str(), stage_of(*reason), *count as u64);
-            self.dead_letters.with_label_values(&[reason]).inc_by(count);
-            let series = [reason, stage.as_str()];
-            self.errors.with_label_values(&series).inc_by(count);
-            letters += count;
-        }
-        for (table, count) in TABLES.iter().zip([rows, letters]) {
-            self.stored.with_label_values(&[table]).inc_by(count);
-        }
-        self.in_flight.sub((rows + letters) as i64);
-        self.in_flight_bytes.sub(settled.bytes as i64);
-        self.batches
-            .with_label_values(&[settled.flush.as_str()])
-            .inc();
-        self.batch_rows.observe((rows + letters) as f64);
-        self.batch_bytes.observe(settled.bytes as f64);
-        self.freshness.observe(settled.age.max(0.0));
-        self.last_stored.set(unix_seconds());
+        let build = gauges("build_info", "1, with the version", "version")?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let registry = Self {
+            registry: prometheus::Registry::new(),
+            dependency_up: dependency_up.clone(),
+            books: Mutex::default(),
+        };
+        registry.add(dependency_up)?;
+        registry.add(build)?;
+        #[cfg(target_os = "linux")]
+        registry.add(prometheus::process_collector::ProcessCollector::for_self())?;
+        Ok(registry)
     }
 
-    /// Rows stored: those of `analytics_events` and those of `dead_letters`.
-    pub fn stored(&self) -> (u64, u64) {
-        let [events, letters] = TABLES.map(|table| self.stored.with_label_values(&[table]).get());
-        (events, letters)
+    pub fn add(&self, metric: impl Collector + 'static) -> Result<()> {
+        self.registry.register(Box::new(metric))
     }
 
-    /// When a batch was stored last, in Unix time; `None` before the first.
-    pub fn last_stored(&self) -> Option<f64> {
-        Some(self.last_stored.get()).filter(|at| *at > 0.0)
-    }
-
-    /// Measures a stage until what it returns is dropped.
-    pub fn stage(&self, stage: Stage) -> HistogramTimer {
-        self.stages
-            .with_label_values(&[stage.as_str()])
-            .start_timer()
-    }
-
-    /// Counts an insert that is sent again; `unknown` when it may have been stored.
-    pub fn insert_failed(&self, unknown: bool) {
-        let [of_unknown, of_unavailable] = ERROR_CLASSES;
-        let class = if unknown { of_unknown } else { of_unavailable };
-        self.insert_retries.with_label_values(&[class]).inc();
-    }
-
-    /// What this instance is; `None` while it is neither.
-    pub fn role(&self) -> Option<Role> {
-        let is = |role: &Role| self.role.with_label_values(&[role.as_str()]).get() == 1;
-        Role::ALL.into_iter().find(is)
-    }
-
-    /// Says what this instance is; true when that is news.
-    pub fn set_role(&self, role: Option<Role>) -> bool {
-        let is_news = self.role() != role;
-        for other in Role::ALL {
-            let is = i64::from(role == Some(other));
-            self.role.with_label_values(&[other.as_str()]).set(is);
-        }
-        if role != Some(Role::Active) {
-            self.forget_the_stream();
-        }
-        is_news
-    }
-
-    /// Says what waits in the stream.
-    pub fn set_lag(&self, lag: Lag) {
-        self.consumer_pending.set(lag.pending);
-        self.consumer_ack_pending.set(lag.ack_pending);
-        *self.lag.lock().unwrap_or_else(PoisonError::into_inner) = Some(lag);
-    }
-
-    /// What waits in the stream; `None` where another instance knows, or nobody yet.
-    pub fn lag(&self) -> Option<Lag> {
-        *self.lag.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Only the active instance knows what waits, and what it has recorded.
-    fn forget_the_stream(&self) {
-        *self.lag.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        for gauge in [
-            &self.ranges,
-            &self.consumer_pending,
-            &self.consumer_ack_pending,
-            &self.stream_bytes,
-            &self.stream_max_bytes,
-        ] {
-            gauge.set(0);
-        }
+    /// Figures under this lock will be read together.
+    pub fn add_books(&self, books: Books) {
+        self.all_books().push(books);
     }
 
     /// Says whether the servers answer.
@@ -292,37 +71,20 @@ impl Metrics {
         }
     }
 
-    /// The producer's label.
-    fn service(&self, name: &str) -> String {
-        let mut known = self.services.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.contains(name) || known.len() < MOST_SERVICES {
-            known.insert(name.to_owned());
-            return name.to_owned();
-        }
-        OTHER.to_owned()
+    /// All figures, in Prometheus' text format 0.0.4.
+    pub fn render(&self) -> String {
+        let families = {
+            let all = self.all_books();
+            let _open: Vec<_> = all.iter().map(Books::open).collect();
+            self.registry.gather()
+        };
+        // It fails for families without a metric only, and gather leaves them out.
+        TextEncoder::new()
+            .encode_to_string(&families)
+            .unwrap_or_default()
     }
 
-    fn books(&self) -> MutexGuard<'_, ()> {
+    fn all_books(&self) -> MutexGuard<'_, Vec<Books>> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl std::fmt::Debug for Metrics {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Metrics").finish_non_exhaustive()
-    }
-}
-
-/// Where an event is found to be unfit.
-fn stage_of(reason: Reason) -> Stage {
-    match reason {
-        Reason::Refused => Stage::Insert,
-        Reason::Undecodable | Reason::MissingContext | Reason::MissingClientId => Stage::Decode,
-    }
-}
-
-fn unix_seconds() -> f64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0.0, |since| since.as_secs_f64())
 }

@@ -1,5 +1,6 @@
 //! NATS: the connection, the stream and its messages.
 
+mod get;
 mod message;
 mod stream;
 mod subjects;
@@ -16,8 +17,9 @@ use crate::config::Messaging;
 use crate::retry::Retry;
 use crate::tls::{self, Fault};
 
-pub use message::{StoredMessage, StoredMessageError, nanoseconds, stored_message};
-pub use stream::{Difference, StreamError, StreamId, differences, find_stream, open_stream};
+pub use get::{StoredMessage, StoredMessageError, stored_message};
+pub use message::{Arena, Headers, Message};
+pub use stream::{StreamError, StreamId, StreamSpec, differences, find_stream, open_stream};
 pub use subjects::{covering_set, covers};
 
 /// How long a request to JetStream may take before it is tried again.

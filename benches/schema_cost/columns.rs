@@ -5,8 +5,8 @@
 //! the column belongs to one type of event. What an insert and a merge of a column of
 //! zeros costs is taken off.
 
-use analytics_server::clickhouse::ClickHouse;
-use analytics_server::clickhouse::native::Block;
+use analytics_server::internal::ClickHouse;
+use analytics_server::internal::native::Block;
 use bytes::BytesMut;
 use clickhouse::Row;
 use serde::Deserialize;

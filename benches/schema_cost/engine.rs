@@ -5,10 +5,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use analytics_server::clickhouse::ClickHouse;
-use analytics_server::clickhouse::client::{PIECE, insert_settings};
-use analytics_server::clickhouse::native::Block;
-use analytics_server::config::{Address, Config, Database};
+use analytics_server::internal::ClickHouse;
+use analytics_server::internal::native::Block;
+use analytics_server::internal::{Address, Config, Database};
+use analytics_server::internal::{PIECE, insert_settings};
 use anyhow::{Context, bail, ensure};
 use clickhouse::{Client, Compression};
 use tempfile::TempDir;

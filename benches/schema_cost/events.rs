@@ -1,15 +1,15 @@
 //! Blocks as the daemon makes them, of the sample's events.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use analytics_server::clickhouse::native::Block;
-use analytics_server::config::Subjects;
-use analytics_server::event::Columns;
+use analytics_server::internal::native::Block;
+use analytics_server::internal::{
+    Analytics, Batcher, Content, Cut, Encoder, Headers, Limits, Message, Population, Run, Subjects,
+};
 use analytics_server::pb::EventContext;
-use analytics_server::pipeline::decode::Decoder;
-use analytics_server::pipeline::message::{Headers, Message};
-use analytics_server::sample::Population;
 use prost::Message as _;
+use tokio::time::Instant;
 
 use super::Args;
 
@@ -26,7 +26,8 @@ pub fn blocks(args: &Args) -> Vec<Block> {
     let start = UNIX_EPOCH + Duration::from_secs(today * DAY - DAY);
     let mut populations: Vec<Population> =
         (0..args.populations as u64).map(Population::new).collect();
-    let decoder = Decoder::new(STREAM, &Subjects::default());
+    let kind = Arc::new(Analytics::new(&Subjects::default()));
+    let encoder = Encoder::new(kind, STREAM.to_owned());
     let mut sequence = 0;
     let mut message = || {
         let index = sequence as usize * 7 % populations.len();
@@ -47,16 +48,28 @@ pub fn blocks(args: &Args) -> Vec<Block> {
             reply: None,
         }
     };
-    (0..args.rows / args.block_rows)
-        .map(|_| {
-            let mut columns = Columns::default();
-            for _ in 0..args.block_rows {
-                let decoded = decoder.decode(&message());
-                decoded.events.iter().for_each(|event| columns.push(event));
+    let limits = Limits {
+        rows: args.block_rows,
+        bytes: usize::MAX,
+        interval: Duration::from_secs(DAY),
+    };
+    let mut batcher = Batcher::new(limits, []);
+    let mut runs: Vec<Run> = Vec::new();
+    let mut blocks = Vec::new();
+    while blocks.len() < args.rows / args.block_rows {
+        for cut in batcher.push(message(), 1, Instant::now()) {
+            match cut {
+                Cut::Chunk(messages) => runs.push(encoder.decode(messages)),
+                Cut::End(batch) => {
+                    let encoded = encoder.encode(std::mem::take(&mut runs), batch);
+                    if let Content::Rows(piece) = encoded.content {
+                        blocks.push(piece.block);
+                    }
+                }
             }
-            Columns::block(STREAM, vec![columns])
-        })
-        .collect()
+        }
+    }
+    blocks
 }
 
 /// The sample's populations have the same users, and few addresses and user agents:

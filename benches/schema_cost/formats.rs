@@ -1,6 +1,6 @@
 //! The daemon's blocks against the same rows as RowBinary, into the same table.
 
-use analytics_server::clickhouse::native::Block;
+use analytics_server::internal::native::Block;
 use bytes::BytesMut;
 
 use super::engine::Engine;

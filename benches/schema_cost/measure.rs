@@ -1,9 +1,9 @@
 //! One form of the schema: set up, filled, merged, weighed and dropped.
 
-use analytics_server::clickhouse::ClickHouse;
-use analytics_server::clickhouse::migrations::{self, quote_identifier};
-use analytics_server::clickhouse::native::Block;
-use analytics_server::clickhouse::schema;
+use analytics_server::internal::ClickHouse;
+use analytics_server::internal::native::Block;
+use analytics_server::internal::{Analytics, Kind, Subjects, schema};
+use analytics_server::internal::{migrations, quote_identifier};
 use anyhow::{Context, ensure};
 use clickhouse::Row;
 use serde::Deserialize;
@@ -265,7 +265,8 @@ async fn set_up(clickhouse: &ClickHouse, schema: &Schema) -> anyhow::Result<()> 
         }
     };
     migrations::apply(clickhouse).await?;
-    schema::retain(clickhouse, RETENTION_DAYS).await?;
+    let kind = Analytics::new(&Subjects::default());
+    schema::retain(clickhouse, &[kind.tables()], RETENTION_DAYS).await?;
     for change in changes {
         match change {
             Change::Statement(statement) => clickhouse.execute(statement).await?,

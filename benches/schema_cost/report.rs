@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use analytics_server::clickhouse::native::Block;
+use analytics_server::internal::native::Block;
 
 use super::Args;
 use super::engine::Engine;

@@ -1,6 +1,6 @@
 //! The table `analytics_events` without its views: codecs, indexes, sorting, settings.
 
-use analytics_server::clickhouse::native::Block;
+use analytics_server::internal::native::Block;
 
 use super::Args;
 use super::engine::Engine;

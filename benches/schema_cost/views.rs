@@ -3,7 +3,7 @@
 //! Over a table that keeps nothing, so that its cost does not drown theirs: the first
 //! form, without a view, is what reading a block costs.
 
-use analytics_server::clickhouse::native::Block;
+use analytics_server::internal::native::Block;
 
 use super::Args;
 use super::engine::Engine;

@@ -148,8 +148,8 @@ impl Bench<'_> {
             .await?;
         // The first insert into tables that were just made is a slow one.
         let clickhouse = ClickHouse::new(&scratch.config);
-        self.go(clickhouse_alone::insert(&clickhouse, &blocks, 0))
-            .await?;
+        let first = clickhouse_alone::insert(scratch, &clickhouse, &blocks, 0);
+        self.go(first).await?;
         scratch.empty_database().await?;
 
         let work = async |bar: &_| clickhouse_alone::run(scratch, &blocks, bar).await;

@@ -20,14 +20,14 @@ use crate::retry::Retry;
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The embedded ClickHouse's process.
-pub struct Engine {
+pub struct EngineProcess {
     /// Of the child that was started first.
     pid: Option<u32>,
     stop: CancellationToken,
     supervisor: tokio::task::JoinHandle<()>,
 }
 
-impl Engine {
+impl EngineProcess {
     /// Starts it on data below `server.base_dir` and waits until it answers.
     ///
     /// # Errors

@@ -4,8 +4,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::clickhouse::migrations::{self, State};
+use crate::clickhouse::tables::Tables;
 use crate::clickhouse::{ClickHouse, schema};
 use crate::config::Config;
+use crate::lane::Lane;
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
@@ -23,7 +25,7 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
         return status(&clickhouse, &config).await;
     }
     let mut stdout = std::io::stdout().lock();
-    for name in apply(&clickhouse, &config).await? {
+    for name in apply(&clickhouse, &config, &Lane::all(&config)).await? {
         writeln!(stdout, "applied {name}")?;
     }
     writeln!(
@@ -39,15 +41,20 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
 pub async fn apply(
     clickhouse: &ClickHouse,
     config: &Config,
+    lanes: &[Lane],
 ) -> Result<Vec<String>, migrations::MigrationError> {
     let days = config.features.analytics.retention_days.get();
     let migrations = migrations::apply(clickhouse).await?;
-    let retained = schema::retain(clickhouse, days).await?;
+    let retained = schema::retain(clickhouse, &tables_of(lanes), days).await?;
     let migrations = migrations.into_iter().map(str::to_owned);
     let retained = retained
         .into_iter()
         .map(|table| format!("retention of {days} days to {table}"));
     Ok(migrations.chain(retained).collect())
+}
+
+pub fn tables_of(lanes: &[Lane]) -> Vec<&'static Tables> {
+    lanes.iter().map(|lane| lane.kind.tables()).collect()
 }
 
 async fn status(clickhouse: &ClickHouse, config: &Config) -> Result<ExitCode> {
@@ -64,7 +71,8 @@ async fn status(clickhouse: &ClickHouse, config: &Config) -> Result<ExitCode> {
         writeln!(stdout, "{state} {}", migration.name)?;
     }
     let days = config.features.analytics.retention_days.get();
-    for (table, _) in schema::kept_otherwise(clickhouse, days).await? {
+    let lanes = Lane::all(config);
+    for (table, _) in schema::kept_otherwise(clickhouse, &tables_of(&lanes), days).await? {
         pending = true;
         writeln!(stdout, "pending retention of {days} days to {table}")?;
     }

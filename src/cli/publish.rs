@@ -9,11 +9,10 @@ use async_nats::jetstream::{self, context::PublishAckFuture};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use indicatif::{ProgressBar, ProgressStyle};
-use prost::Message;
 use uuid::Uuid;
 
+use crate::kind::Sample;
 use crate::retry::Retry;
-use crate::sample::Sample;
 
 /// Publishes under way at a time; JetStream answers each.
 const WINDOW: usize = 1024;
@@ -25,7 +24,7 @@ pub struct Outgoing {
     payload: Vec<u8>,
 }
 
-/// A message that stands in the stream.
+/// A message that is in the stream.
 pub struct Published {
     pub id: Uuid,
     pub sequence: u64,
@@ -65,12 +64,11 @@ pub async fn publish(
 }
 
 impl Outgoing {
-    /// `prefix` is what the configured subject has before its `>`.
-    pub fn new(prefix: &str, sample: &Sample) -> Self {
+    pub fn new(Sample { subject, payload }: Sample) -> Self {
         Self {
             id: Uuid::new_v4(),
-            subject: format!("{prefix}{}", sample.subject),
-            payload: sample.event.encode_to_vec(),
+            subject,
+            payload,
         }
     }
 

@@ -8,7 +8,7 @@ use tracing::{error, info, warn};
 
 use super::telemetry::Filter;
 use crate::config::Config;
-use crate::pipeline::batch::Limits;
+use crate::lane::batch::Limits;
 
 /// What changes without a restart.
 const RELOADABLE: [&str; 4] = [

@@ -3,8 +3,9 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 use async_nats::jetstream;
+use clap::builder::PossibleValuesParser;
 use clickhouse::Row;
 use serde::Deserialize;
 use uuid::Uuid;
@@ -12,9 +13,11 @@ use uuid::Uuid;
 use super::publish::{self, Outgoing, progress_bar};
 use crate::clickhouse::ClickHouse;
 use crate::config::Config;
+use crate::kind::Samples;
+use crate::kind::analytics::types::Type;
+use crate::lane::Lane;
 use crate::nats;
 use crate::retry::Retry;
-use crate::sample::{Kind, Population};
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
@@ -29,11 +32,11 @@ pub struct Args {
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     rate: Option<u64>,
 
-    /// Events of one kind only
-    #[arg(long, value_enum)]
-    r#type: Option<Kind>,
+    /// Events of one type only
+    #[arg(long, value_parser = PossibleValuesParser::new(Type::NAMES))]
+    r#type: Option<String>,
 
-    /// Wait until all of them stand in ClickHouse, this many seconds at the most
+    /// Wait until all of them are in ClickHouse, at most this many seconds
     #[arg(long, value_name = "SECONDS")]
     wait: Option<u64>,
 
@@ -46,17 +49,16 @@ pub struct Args {
 const SHOWN: usize = 10;
 
 pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
-    let messaging = &config.integrations.messaging;
-    let client = nats::connect(messaging).await?;
+    let lane = Lane::first(&config);
+    // Another population at each call would not be a steady one.
+    let mut samples = lane.kind.samples(1).map_err(Error::msg)?;
+    let client = nats::connect(&config.integrations.messaging).await?;
     let jetstream = jetstream::new(client);
-    nats::open_stream(&jetstream, messaging).await?;
-    let Some(prefix) = messaging.subjects.analytics_events.strip_suffix('>') else {
-        bail!("subjects.analytics_events must end with `>` to send every kind of event");
-    };
+    nats::open_stream(&jetstream, &lane.stream).await?;
 
     let mut stdout = std::io::stdout().lock();
     let started = Instant::now();
-    let sent = publish(&args, &jetstream, prefix).await?;
+    let sent = publish(&args, &jetstream, &mut *samples).await?;
     let took = started.elapsed();
     if !args.json {
         writeln!(
@@ -71,7 +73,7 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
             took.as_secs_f64(),
             sent.first,
             sent.last,
-            messaging.jetstream.stream_name
+            lane.stream.name
         )?;
         for id in sent
             .ids
@@ -84,7 +86,7 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
 
     let found = match args.wait {
         Some(seconds) => {
-            let wait = wait_until_stored(&config, &sent);
+            let wait = wait_until_stored(&config, &lane, &sent);
             tokio::time::timeout(Duration::from_secs(seconds), wait)
                 .await
                 .map_or(Ok(false), |stored| stored.map(|()| true))?
@@ -126,9 +128,11 @@ struct Sent {
     last: u64,
 }
 
-async fn publish(args: &Args, jetstream: &jetstream::Context, prefix: &str) -> Result<Sent> {
-    // Another population at each call would not be a steady one.
-    let mut population = Population::new(1);
+async fn publish(
+    args: &Args,
+    jetstream: &jetstream::Context,
+    samples: &mut dyn Samples,
+) -> Result<Sent> {
     let progress = progress_bar(args.count);
     let started = Instant::now();
     let mut sent = Sent {
@@ -143,8 +147,8 @@ async fn publish(args: &Args, jetstream: &jetstream::Context, prefix: &str) -> R
             let due = started + Duration::from_secs_f64(number as f64 / rate as f64);
             tokio::time::sleep_until(due.into()).await;
         }
-        let sample = population.event(SystemTime::now(), args.r#type);
-        Some(Outgoing::new(prefix, &sample))
+        let sample = samples.next(SystemTime::now(), args.r#type.as_deref());
+        Some(Outgoing::new(sample))
     };
     publish::publish(jetstream, next, |published| {
         sent.ids.insert(published.id);
@@ -157,35 +161,38 @@ async fn publish(args: &Args, jetstream: &jetstream::Context, prefix: &str) -> R
     Ok(sent)
 }
 
-/// Returns once each of the events stands in ClickHouse.
+/// Returns once each of the events is in ClickHouse.
 ///
 /// # Errors
 /// When an event is there more than once.
-async fn wait_until_stored(config: &Config, sent: &Sent) -> Result<()> {
+async fn wait_until_stored(config: &Config, lane: &Lane, sent: &Sent) -> Result<()> {
     #[derive(Row, Deserialize)]
     struct Found {
         id: String,
     }
     let clickhouse = ClickHouse::new(config);
     // Whatever its creation time: the ids are new ones.
-    let stream = format!("{}@", config.integrations.messaging.jetstream.stream_name);
+    let stream = format!("{}@", lane.stream.name);
     let (first, last) = (sent.first.to_string(), sent.last.to_string());
     let parameters = [
         ("stream", stream.as_str()),
         ("first", first.as_str()),
         ("last", last.as_str()),
     ];
-    let query = "SELECT toString(event_id) AS id FROM analytics_events
-                 WHERE startsWith(stream, {stream:String}) AND stream_seq BETWEEN {first:UInt64} AND {last:UInt64}";
+    let query = format!(
+        "SELECT toString(event_id) AS id FROM {}
+         WHERE startsWith(stream, {{stream:String}}) AND stream_seq BETWEEN {{first:UInt64}} AND {{last:UInt64}}",
+        lane.kind.tables().events
+    );
     let mut retry = Retry::new();
     loop {
-        match clickhouse.rows::<Found>(query, &parameters).await {
+        match clickhouse.rows::<Found>(&query, &parameters).await {
             Ok(rows) => {
                 let ids = rows.iter().filter_map(|row| Uuid::try_parse(&row.id).ok());
                 let found: Vec<Uuid> = ids.filter(|id| sent.ids.contains(id)).collect();
                 if found.len() > sent.ids.len() {
                     bail!(
-                        "{} rows stand in ClickHouse for {} events",
+                        "{} rows are in ClickHouse for {} events",
                         found.len(),
                         sent.ids.len()
                     );

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 
 use super::ask;
 use crate::config::Config;
-use crate::http::{self, Status};
+use crate::http::{HealthReport, Status};
 use figures::Figures;
 use overview::Overview;
 
@@ -46,7 +46,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 /// What the daemon said at one time.
 struct Look {
     at: Instant,
-    health: http::Report,
+    health: HealthReport,
     figures: Figures,
 }
 

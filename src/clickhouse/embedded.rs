@@ -24,6 +24,6 @@ mod request;
 mod running;
 mod statement;
 
-pub use engine::{Engine, EngineError};
+pub use engine::Engine;
 pub use http::serve;
 pub use request::Credentials;

@@ -22,7 +22,7 @@ pub use tables::of_tables;
 
 /// Something that is not as exactly once needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub struct Shortcoming {
     /// The line of `check` that it belongs to.
     pub topic: Topic,
     pub detail: String,
@@ -45,7 +45,7 @@ pub enum Topic {
     Deduplication,
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for Shortcoming {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.detail)?;
         match self.remedy.as_str() {
@@ -55,7 +55,7 @@ impl fmt::Display for Finding {
     }
 }
 
-impl Finding {
+impl Shortcoming {
     fn fatal(topic: Topic, detail: String, remedy: String) -> Self {
         Self {
             topic,
@@ -67,35 +67,35 @@ impl Finding {
 }
 
 /// What is wrong with the server and the user: known before there are any tables.
-pub async fn of_server(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
-    let mut findings = Vec::new();
+pub async fn of_server(clickhouse: &ClickHouse) -> Result<Vec<Shortcoming>, Error> {
+    let mut shortcomings = Vec::new();
     match versions::CLICKHOUSE.judge(&clickhouse.version().await?) {
         Verdict::Fine => {}
-        Verdict::Untried(detail) => findings.push(Finding {
+        Verdict::Untried(detail) => shortcomings.push(Shortcoming {
             topic: Topic::Version,
             detail,
             remedy: String::new(),
             fatal: false,
         }),
         Verdict::TooOld { detail, remedy } => {
-            findings.push(Finding::fatal(Topic::Version, detail, remedy));
+            shortcomings.push(Shortcoming::fatal(Topic::Version, detail, remedy));
         }
     }
-    findings.extend(of_settings(clickhouse).await?);
-    findings.extend(of_rights(clickhouse).await?);
-    Ok(findings)
+    shortcomings.extend(of_settings(clickhouse).await?);
+    shortcomings.extend(of_rights(clickhouse).await?);
+    Ok(shortcomings)
 }
 
 /// The one right that nothing needs while all is well. Without it, nobody knows whether
 /// an insert of an earlier writer still runs, nor whether ClickHouse is the process that
 /// knows a token: an outage would lose events or count them twice, without a word.
-async fn of_rights(clickhouse: &ClickHouse) -> Result<Option<Finding>, Error> {
+async fn of_rights(clickhouse: &ClickHouse) -> Result<Option<Shortcoming>, Error> {
     let sees_inserts = stored::may_see_processes(clickhouse).await?;
     if sees_inserts && clickhouse.visible_process().await?.is_some() {
         return Ok(None);
     }
     let user = quote_identifier(clickhouse.user());
-    Ok(Some(Finding::fatal(
+    Ok(Some(Shortcoming::fatal(
         Topic::Rights,
         "system.processes cannot be read, which says what a restart of ClickHouse may have lost"
             .to_owned(),
@@ -115,7 +115,7 @@ struct Setting {
 
 /// Runs a query under all that is asked for, and looks which settings took
 /// effect.
-async fn of_settings(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
+async fn of_settings(clickhouse: &ClickHouse) -> Result<Vec<Shortcoming>, Error> {
     let asked = insert_settings().map(|(name, _)| format!("'{name}'"));
     let names: Vec<String> = asked.chain([format!("'{OVERRIDE}'")]).collect();
     let names = names.join(", ");
@@ -130,7 +130,7 @@ async fn of_settings(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
             Ok(differences(&settings, clickhouse.user()))
         }
         Err(Error::BadResponse(answer)) => match refusal(&answer, clickhouse.user()) {
-            Some(finding) => Ok(vec![finding]),
+            Some(shortcoming) => Ok(vec![shortcoming]),
             None => Err(Error::BadResponse(answer)),
         },
         Err(error) => Err(error),
@@ -138,7 +138,7 @@ async fn of_settings(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
 }
 
 /// The settings that are asked for and not given.
-fn differences(settings: &HashMap<String, String>, user: &str) -> Vec<Finding> {
+fn differences(settings: &HashMap<String, String>, user: &str) -> Vec<Shortcoming> {
     let user = quote_identifier(user);
     let asked = insert_settings().filter_map(|(name, wanted)| {
         let value = settings.get(name)?;
@@ -147,21 +147,21 @@ fn differences(settings: &HashMap<String, String>, user: &str) -> Vec<Finding> {
             let remedy = format!(
                 "let proxies pass it on, then run ALTER USER {user} SETTINGS {name} = {wanted}"
             );
-            Finding::fatal(Topic::Settings, detail, remedy)
+            Shortcoming::fatal(Topic::Settings, detail, remedy)
         })
     });
     let overridden = settings.get(OVERRIDE).filter(|value| *value == "disable");
     let overridden = overridden.map(|value| {
         let detail = format!("{OVERRIDE} is {value}, so a repeated insert would be stored again");
         let remedy = format!("ALTER USER {user} SETTINGS {OVERRIDE} = 'enable'");
-        Finding::fatal(Topic::Settings, detail, remedy)
+        Shortcoming::fatal(Topic::Settings, detail, remedy)
     });
     asked.chain(overridden).collect()
 }
 
 /// What an answer means that refuses the settings of an insert; `None` where it is
 /// about something else. ClickHouse names the first setting only.
-fn refusal(answer: &str, user: &str) -> Option<Finding> {
+fn refusal(answer: &str, user: &str) -> Option<Shortcoming> {
     // UNKNOWN_SETTING, READONLY, SETTING_CONSTRAINT_VIOLATION
     let codes = ["Code: 115.", "Code: 164.", "Code: 452."];
     let code = codes.iter().position(|code| answer.starts_with(code))?;
@@ -183,7 +183,7 @@ fn refusal(answer: &str, user: &str) -> Option<Finding> {
         ),
     };
     let detail = format!("inserts ask for {name} = {value}, which {why}");
-    Some(Finding::fatal(Topic::Settings, detail, remedy))
+    Some(Shortcoming::fatal(Topic::Settings, detail, remedy))
 }
 
 #[cfg(test)]
@@ -201,7 +201,7 @@ mod tests {
         settings.insert(OVERRIDE.to_owned(), "disable".to_owned());
         let details: Vec<String> = differences(&settings, "ann")
             .into_iter()
-            .map(|finding| format!("{}: {}", finding.detail, finding.remedy))
+            .map(|shortcoming| format!("{}: {}", shortcoming.detail, shortcoming.remedy))
             .collect();
         assert_eq!(
             details,
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_refused_setting_is_told_from_other_errors() {
-        let remedy = |answer| refusal(answer, "ann").map(|finding| finding.remedy);
+        let remedy = |answer| refusal(answer, "ann").map(|shortcoming| shortcoming.remedy);
         for (answer, statement) in [
             (
                 "Code: 452. DB::Exception: Setting async_insert should not be changed. (SETTING_CONSTRAINT_VIOLATION)",

@@ -5,14 +5,16 @@
 //! turning rows into columns first, which costs it half of what RowBinary does.
 //! Source: <https://clickhouse.com/docs/reference/formats/Native>.
 
+mod column;
 mod low_cardinality;
 mod value;
 
 use bytes::Bytes;
 
+pub use column::{Column, Columns, Plain};
 pub use low_cardinality::LowCardinality;
 pub use value::{Millis, Value};
-use value::{pad, write_string, write_varuint};
+use value::{write_string, write_varuint};
 
 /// A finished block: what one insert sends, and sends again when it must.
 ///
@@ -21,88 +23,6 @@ use value::{pad, write_string, write_varuint};
 pub struct Block {
     pub bytes: Bytes,
     pub rows: usize,
-}
-
-/// A column while it is filled, from the first row on. A row that is left out holds
-/// the type's default, which costs nothing here: most columns belong to one kind of
-/// event.
-pub trait Column: Sized {
-    /// ClickHouse's name of the type.
-    const TYPE: &'static str;
-
-    /// Rows up to the last one that was set.
-    fn rows(&self) -> usize;
-
-    /// Bytes that `rows` rows take in a block, or a few more.
-    fn size(&self, rows: usize) -> usize;
-
-    /// Writes columns one after the other, each with its number of rows, as one.
-    fn write(parts: Vec<(Self, usize)>, out: &mut Vec<u8>);
-}
-
-/// A column of values one after the other.
-#[derive(Debug)]
-pub struct Plain<T: ?Sized> {
-    bytes: Vec<u8>,
-    rows: usize,
-    of: std::marker::PhantomData<fn(&T)>,
-}
-
-impl<T: Value + ?Sized> Plain<T> {
-    /// Sets the value of a row after all that are set.
-    pub fn set(&mut self, row: usize, value: &T) {
-        debug_assert!(row >= self.rows, "row {row} is set already");
-        self.fill(row);
-        value.write(&mut self.bytes);
-        self.rows += 1;
-    }
-
-    /// Adds defaults until there are `rows` rows.
-    fn fill(&mut self, rows: usize) {
-        if self.rows < rows {
-            pad(&mut self.bytes, (rows - self.rows) * T::DEFAULT_SIZE);
-            self.rows = rows;
-        }
-    }
-}
-
-impl<T: ?Sized> Default for Plain<T> {
-    fn default() -> Self {
-        Self {
-            bytes: Vec::new(),
-            rows: 0,
-            of: std::marker::PhantomData,
-        }
-    }
-}
-
-impl<T: Value + ?Sized> Column for Plain<T> {
-    const TYPE: &'static str = T::TYPE;
-
-    fn rows(&self) -> usize {
-        self.rows
-    }
-
-    fn size(&self, rows: usize) -> usize {
-        self.bytes.len() + rows.saturating_sub(self.rows) * T::DEFAULT_SIZE
-    }
-
-    fn write(parts: Vec<(Self, usize)>, out: &mut Vec<u8>) {
-        for (part, rows) in parts {
-            out.extend_from_slice(&part.bytes);
-            pad(out, (rows - part.rows) * T::DEFAULT_SIZE);
-        }
-    }
-}
-
-impl<'a, T: Value + ?Sized + 'a> FromIterator<&'a T> for Plain<T> {
-    fn from_iter<I: IntoIterator<Item = &'a T>>(values: I) -> Self {
-        let mut column = Self::default();
-        for value in values {
-            column.set(column.rows, value);
-        }
-        column
-    }
 }
 
 /// Builds a [`Block`] from its columns.
@@ -134,28 +54,51 @@ impl BlockBuilder {
     /// `String`). Rows at a part's end that were not set hold the type's default.
     ///
     /// # Panics
-    /// When the parts have other rows than the block: the bytes would be read as
-    /// something else.
-    pub fn column<C: Column>(
-        &mut self,
-        name: &str,
-        parts: impl Iterator<Item = (C, usize)>,
-    ) -> &mut Self {
-        let parts: Vec<_> = parts.collect();
+    /// When the parts are not as long as the block or not of one type: the bytes would be
+    /// read as something else.
+    pub fn column(&mut self, name: &str, parts: Vec<(Column, usize)>) -> &mut Self {
         let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
         let fit = parts.iter().all(|(part, rows)| part.rows() <= *rows);
         assert!(
             fit && rows == self.rows,
             "column `{name}` is not as long as its block"
         );
+        let mut types = parts.iter().map(|(part, _)| part.type_name());
+        let type_name = types.next().unwrap_or_default();
+        assert!(
+            types.all(|other| other == type_name),
+            "column `{name}` has parts of two types"
+        );
         write_string(name.as_bytes(), &mut self.bytes);
-        write_string(C::TYPE.as_bytes(), &mut self.bytes);
+        write_string(type_name.as_bytes(), &mut self.bytes);
         // ClickHouse reads nothing of a column without rows, not even a dictionary.
         if rows > 0 {
-            C::write(parts, &mut self.bytes);
+            Column::write(parts, &mut self.bytes);
         }
         self.columns += 1;
         self
+    }
+
+    /// Adds all columns of a table, of which the parts have some rows each.
+    pub fn columns(&mut self, parts: Vec<Columns>) -> &mut Self {
+        let mut parts: Vec<_> = parts
+            .into_iter()
+            .map(|part| (part.rows, part.columns.into_iter()))
+            .collect();
+        loop {
+            // Column by column, since its parts need their memory no longer then.
+            let mut name = "";
+            let next = parts.iter_mut().filter_map(|(rows, columns)| {
+                let (of_part, column) = columns.next()?;
+                name = of_part;
+                Some((column, *rows))
+            });
+            let next: Vec<_> = next.collect();
+            if next.is_empty() {
+                return self;
+            }
+            self.column(name, next);
+        }
     }
 
     /// Adds a column of as many values as the block has rows.
@@ -164,9 +107,9 @@ impl BlockBuilder {
         name: &str,
         values: impl Iterator<Item = &'a T>,
     ) -> &mut Self {
-        let column = Plain::from_iter(values);
-        let rows = column.rows;
-        self.column(name, std::iter::once((column, rows)))
+        let column = Column::from(Plain::from_iter(values));
+        let rows = column.rows();
+        self.column(name, vec![(column, rows)])
     }
 
     /// The block of the columns that were added.
@@ -208,11 +151,12 @@ mod tests {
         numbers.set(1, &7);
         let mut strings = Plain::<str>::default();
         strings.set(2, "x");
+        let strings = Column::from(strings);
         let size = strings.size(4);
         let mut builder = BlockBuilder::new(4, 0);
         builder
-            .column("n", [(numbers, 4)].into_iter())
-            .column("s", [(strings, 4)].into_iter());
+            .column("n", vec![(numbers.into(), 4)])
+            .column("s", vec![(strings, 4)]);
         assert_eq!(
             builder.build().bytes.as_ref(),
             b"\x02\x04\
@@ -228,7 +172,7 @@ mod tests {
         first.set(1, "a");
         second.set(1, "b");
         let mut out = Vec::new();
-        Column::write(vec![(first, 3), (second, 3)], &mut out);
+        Column::write(vec![(first.into(), 3), (second.into(), 3)], &mut out);
         assert_eq!(out, b"\0\x01a\0\0\x01b\0");
     }
 

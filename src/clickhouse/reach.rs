@@ -14,9 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::client::ClickHouse;
 use super::migrations::quote_identifier;
-
-/// The tables that the daemon inserts into, by their names in its database.
-pub const INSERTED_INTO: [&str; 2] = ["analytics_events", "dead_letters"];
+use super::tables::Tables;
 
 /// A table's name with its database's.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,9 +131,9 @@ pub struct Reach {
 }
 
 /// Which tables an insert reaches, in a few letters.
-pub async fn identity(clickhouse: &ClickHouse) -> Result<String, Error> {
+pub async fn identity(clickhouse: &ClickHouse, tables: &Tables) -> Result<String, Error> {
     let catalog = Catalog::read(clickhouse).await?;
-    Ok(catalog.reach(&INSERTED_INTO).identity())
+    Ok(catalog.reach(&tables.inserted_into()).identity())
 }
 
 impl Catalog {
@@ -408,7 +406,9 @@ mod tests {
         let of = |uuid: &str| {
             let mut events = table("d.analytics_events", "MergeTree", "", &[]);
             events.uuid = uuid.to_owned();
-            catalog(vec![events]).reach(&INSERTED_INTO).identity()
+            catalog(vec![events])
+                .reach(&["analytics_events"])
+                .identity()
         };
         assert_eq!(of("a"), of("a"));
         assert_ne!(of("a"), of("b"));

@@ -14,11 +14,11 @@ use time::Date;
 use super::client::ClickHouse;
 use super::migrations::quote_identifier;
 use super::reach::Name;
+use super::tables::Tables;
 use super::views::View;
 
-/// What the names of tables beside begin with, and their comments. Both tell them from
-/// tables that are not the daemon's to drop.
-const PREFIX: &str = "rebuilt_";
+/// The comment of tables beside. Together with their names it tells them from tables that
+/// are not the daemon's to drop.
 const COMMENT: &str = "analytics-server builds a day of a view again here";
 
 /// A day of a view that is built again, once.
@@ -29,16 +29,7 @@ pub struct Rebuild<'a> {
 }
 
 impl<'a> Rebuild<'a> {
-    /// `owner` and `attempt` together are never used again.
-    pub fn new(view: &'a View, day: Date, home: &str, owner: &str, attempt: u32) -> Self {
-        let owner: String = owner
-            .chars()
-            .map(|letter| match letter.is_ascii_alphanumeric() {
-                true => letter,
-                false => '_',
-            })
-            .collect();
-        let beside = Name::new(home, &format!("{PREFIX}{owner}_{attempt}"));
+    pub fn new(view: &'a View, day: Date, beside: Name) -> Self {
         Self { view, day, beside }
     }
 
@@ -83,8 +74,26 @@ impl<'a> Rebuild<'a> {
     }
 }
 
-/// The tables beside that are there, whoever made them.
-pub async fn leftovers(clickhouse: &ClickHouse) -> Result<Vec<Name>, Error> {
+/// A name for a table beside. `owner` and `attempt` together are never used again.
+pub fn beside(clickhouse: &ClickHouse, tables: &Tables, owner: &str, attempt: u32) -> Name {
+    let owner: String = owner
+        .chars()
+        .map(|letter| match letter.is_ascii_alphanumeric() {
+            true => letter,
+            false => '_',
+        })
+        .collect();
+    let name = format!("{}{owner}_{attempt}", prefix(tables));
+    Name::new(clickhouse.database(), &name)
+}
+
+/// Each kind has its own: lanes of the same database leave each other's alone.
+fn prefix(tables: &Tables) -> String {
+    format!("rebuilt_{}_", tables.events)
+}
+
+/// The tables beside that are there for views of this kind, whoever made them.
+pub async fn leftovers(clickhouse: &ClickHouse, tables: &Tables) -> Result<Vec<Name>, Error> {
     #[derive(Row, Deserialize)]
     struct Left {
         name: String,
@@ -94,7 +103,7 @@ pub async fn leftovers(clickhouse: &ClickHouse) -> Result<Vec<Name>, Error> {
             "SELECT name FROM system.tables
              WHERE database = currentDatabase()
                  AND startsWith(name, {prefix:String}) AND comment = {comment:String}",
-            &[("prefix", PREFIX), ("comment", COMMENT)],
+            &[("prefix", &prefix(tables)), ("comment", COMMENT)],
         )
         .await?;
     let home = clickhouse.database();
@@ -108,9 +117,9 @@ pub async fn drop(clickhouse: &ClickHouse, beside: &Name) -> Result<(), Error> {
     clickhouse.execute(&drop).await
 }
 
-/// Whether a statement runs that names a table beside. One that has begun goes on with
-/// its table, though that is dropped.
-pub async fn runs(clickhouse: &ClickHouse) -> Result<bool, Error> {
+/// Whether a statement runs that names a table beside for views of this kind. One that has
+/// begun goes on with its table, though that is dropped.
+pub async fn runs(clickhouse: &ClickHouse, tables: &Tables) -> Result<bool, Error> {
     #[derive(Row, Deserialize)]
     struct Running {
         count: u64,
@@ -123,7 +132,7 @@ pub async fn runs(clickhouse: &ClickHouse) -> Result<bool, Error> {
             // After the prefix an owner, whose name ends with 32 digits, and the attempt.
             &[(
                 "name",
-                &format!("{PREFIX}[0-9A-Za-z_]+_[0-9a-f]{{32}}_[0-9]+"),
+                &format!("{}[0-9A-Za-z_]+_[0-9a-f]{{32}}_[0-9]+", prefix(tables)),
             )],
         )
         .await?;

@@ -1,22 +1,14 @@
 //! What the tables must be beside what the migrations say: how long they keep rows.
 
+use std::collections::BTreeMap;
+
 use clickhouse::Row;
 use clickhouse::error::Error;
 use serde::Deserialize;
 
 use super::client::ClickHouse;
 use super::migrations;
-
-/// Every table that keeps rows, and the time from which their age counts.
-const RETAINED: [(&str, &str); 7] = [
-    ("analytics_events", "toDateTime(server_ts)"),
-    ("dead_letters", "toDateTime(received_at)"),
-    ("daily_active_users", "date"),
-    ("event_counts_by_type", "date"),
-    ("message_statistics", "date"),
-    ("error_tracking", "date"),
-    ("session_totals", "date"),
-];
+use super::tables::Tables;
 
 #[derive(Row, Deserialize)]
 pub struct Table {
@@ -46,15 +38,17 @@ pub async fn missing(clickhouse: &ClickHouse) -> Result<Vec<(&'static str, &'sta
         .collect())
 }
 
-/// The tables that do not keep rows for `days`, each with what its TTL should be.
+/// The tables of these kinds that do not keep rows for `days`, each with what its TTL
+/// should be.
 pub async fn kept_otherwise(
     clickhouse: &ClickHouse,
+    kinds: &[&Tables],
     days: u16,
-) -> Result<Vec<(&'static str, String)>, Error> {
+) -> Result<BTreeMap<&'static str, String>, Error> {
     let tables = tables(clickhouse).await?;
-    Ok(RETAINED
-        .iter()
-        .map(|(name, time)| (*name, format!("{time} + toIntervalDay({days})")))
+    let retained = kinds.iter().flat_map(|kind| kind.retained());
+    Ok(retained
+        .map(|(name, age_from)| (name, format!("{age_from} + toIntervalDay({days})")))
         .filter(|(name, ttl)| {
             let table = tables.iter().find(|table| table.name == *name);
             table.is_some_and(|table| !table.engine_full.contains(&format!("TTL {ttl}")))
@@ -62,11 +56,15 @@ pub async fn kept_otherwise(
         .collect())
 }
 
-/// Makes every table keep rows for `days`; returns those that were altered.
+/// Makes every table of these kinds keep rows for `days`; returns those that were altered.
 /// A table that does already is not touched: an `ALTER` rewrites parts.
-pub async fn retain(clickhouse: &ClickHouse, days: u16) -> Result<Vec<&'static str>, Error> {
+pub async fn retain(
+    clickhouse: &ClickHouse,
+    kinds: &[&Tables],
+    days: u16,
+) -> Result<Vec<&'static str>, Error> {
     let mut altered = Vec::new();
-    for (name, ttl) in kept_otherwise(clickhouse, days).await? {
+    for (name, ttl) in kept_otherwise(clickhouse, kinds, days).await? {
         // Rewriting the parts takes as long as it takes, and nobody has to wait for it.
         let sql = format!("ALTER TABLE {name} MODIFY TTL {ttl} SETTINGS alter_sync = 0");
         clickhouse.execute(&sql).await?;

@@ -4,14 +4,19 @@ use std::ops::RangeInclusive;
 
 use clickhouse::Row;
 use clickhouse::error::Error;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::client::ClickHouse;
-use super::reach::{INSERTED_INTO, Name};
+use super::reach::Name;
 use super::row_policy;
-use crate::event::{Place, Source};
+use super::tables::Tables;
 
-/// A row's origin. The time is part of it: a stream that lost its tail gives the
+/// A row's place in the stream: its message's sequence, and its index inside a
+/// batch message. In JSON, `[sequence, index]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Place(pub u64, pub u32);
+
+/// A row's origin in a stream. The time is part of it: a stream that lost its tail gives the
 /// same sequences to other messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Row, Deserialize)]
 pub struct Origin {
@@ -19,16 +24,6 @@ pub struct Origin {
     pub batch_index: u32,
     /// Milliseconds since the Unix epoch.
     pub received_at: i64,
-}
-
-impl Origin {
-    pub fn of(source: &Source) -> Self {
-        Self {
-            stream_seq: source.place.0,
-            batch_index: source.place.1,
-            received_at: source.received_at.0,
-        }
-    }
 }
 
 /// The rows of `table` with places from `first` to `last`.
@@ -50,8 +45,8 @@ pub async fn origins_between(
     origins(clickhouse, table, stream, &which).await
 }
 
-/// The rows of `table` with sequences in these runs, some hundred at most: they stand in the
-/// statement.
+/// The rows of `table` with sequences in these runs, some hundred at most: the statement
+/// names them.
 pub async fn origins_in(
     clickhouse: &ClickHouse,
     table: &str,
@@ -83,8 +78,8 @@ async fn may_see_all_of(clickhouse: &ClickHouse, table: &str) -> Result<(), Erro
     row_policy::refuse(clickhouse, &Name::new(clickhouse.database(), table)).await
 }
 
-async fn may_see_all(clickhouse: &ClickHouse) -> Result<(), Error> {
-    for table in INSERTED_INTO {
+async fn may_see_all(clickhouse: &ClickHouse, tables: &Tables) -> Result<(), Error> {
+    for table in tables.inserted_into() {
         may_see_all_of(clickhouse, table).await?;
     }
     Ok(())
@@ -102,6 +97,7 @@ fn is_in(runs: &[RangeInclusive<u64>]) -> String {
 /// Quick where there is none: the skip index rules the parts out.
 pub async fn last_after(
     clickhouse: &ClickHouse,
+    tables: &Tables,
     stream: &str,
     sequence: u64,
 ) -> Result<Option<u64>, Error> {
@@ -109,9 +105,9 @@ pub async fn last_after(
     struct Last {
         last: u64,
     }
-    may_see_all(clickhouse).await?;
+    may_see_all(clickhouse, tables).await?;
     let mut last = 0;
-    for table in INSERTED_INTO {
+    for table in tables.inserted_into() {
         let rows: Vec<Last> = clickhouse
             .rows(
                 &format!(
@@ -141,11 +137,13 @@ pub struct Witness {
 /// deleted, and those of the end may be of a stream that has lost them.
 pub async fn witnesses(
     clickhouse: &ClickHouse,
+    tables: &Tables,
     name: &str,
     first: u64,
     last: u64,
 ) -> Result<Vec<Witness>, Error> {
-    may_see_all(clickhouse).await?;
+    may_see_all(clickhouse, tables).await?;
+    let [events, dead_letters] = tables.inserted_into();
     let which =
         "startsWith(stream, {name:String}) AND stream_seq BETWEEN {first:UInt64} AND {last:UInt64}";
     let columns = "toString(stream) AS stream, stream_seq, toUnixTimestamp64Milli(received_at) AS received_at";
@@ -156,9 +154,9 @@ pub async fn witnesses(
                  (
                      SELECT DISTINCT {columns} FROM
                      (
-                         SELECT stream, stream_seq, received_at FROM analytics_events WHERE {which}
+                         SELECT stream, stream_seq, received_at FROM {events} WHERE {which}
                          UNION ALL
-                         SELECT stream, stream_seq, received_at FROM dead_letters WHERE {which}
+                         SELECT stream, stream_seq, received_at FROM {dead_letters} WHERE {which}
                      )
                  )
                  SELECT DISTINCT stream, stream_seq, received_at FROM
@@ -179,16 +177,23 @@ pub async fn witnesses(
 }
 
 /// Whether anything of the stream is stored: looked for no longer than until it is found.
-pub async fn holds_any(clickhouse: &ClickHouse, stream: &str) -> Result<bool, Error> {
-    may_see_all(clickhouse).await?;
+pub async fn holds_any(
+    clickhouse: &ClickHouse,
+    tables: &Tables,
+    stream: &str,
+) -> Result<bool, Error> {
+    may_see_all(clickhouse, tables).await?;
+    let [events, dead_letters] = tables.inserted_into();
     let found = count(
         clickhouse,
-        "SELECT count() AS count FROM
-         (
-             (SELECT 1 FROM analytics_events WHERE stream = {stream:String} LIMIT 1)
-             UNION ALL
-             (SELECT 1 FROM dead_letters WHERE stream = {stream:String} LIMIT 1)
-         )",
+        &format!(
+            "SELECT count() AS count FROM
+             (
+                 (SELECT 1 FROM {events} WHERE stream = {{stream:String}} LIMIT 1)
+                 UNION ALL
+                 (SELECT 1 FROM {dead_letters} WHERE stream = {{stream:String}} LIMIT 1)
+             )"
+        ),
         &[("stream", stream)],
     )
     .await?;
@@ -206,6 +211,7 @@ const GAPS: usize = 500;
 /// there are.
 pub async fn sequences(
     clickhouse: &ClickHouse,
+    tables: &Tables,
     stream: &str,
     gaps: &[RangeInclusive<u64>],
 ) -> Result<u64, Error> {
@@ -213,22 +219,24 @@ pub async fn sequences(
         return Ok(0);
     };
     let span = *first.start()..=*last.end();
-    let in_span = sequences_in(clickhouse, stream, &[span]).await?;
+    let in_span = sequences_in(clickhouse, tables, stream, &[span]).await?;
     if in_span == 0 || gaps.len() == 1 {
         return Ok(in_span);
     }
     let mut stored = 0;
     for gaps in gaps.chunks(GAPS) {
-        stored += sequences_in(clickhouse, stream, gaps).await?;
+        stored += sequences_in(clickhouse, tables, stream, gaps).await?;
     }
     Ok(stored)
 }
 
 async fn sequences_in(
     clickhouse: &ClickHouse,
+    tables: &Tables,
     stream: &str,
     gaps: &[RangeInclusive<u64>],
 ) -> Result<u64, Error> {
+    let [events, dead_letters] = tables.inserted_into();
     let is_in_gaps = is_in(gaps);
     let which = format!("stream = {{stream:String}} AND ({is_in_gaps})");
     count(
@@ -236,9 +244,9 @@ async fn sequences_in(
         &format!(
             "SELECT uniqExact(stream_seq) AS count FROM
              (
-                 SELECT stream_seq FROM analytics_events WHERE {which}
+                 SELECT stream_seq FROM {events} WHERE {which}
                  UNION ALL
-                 SELECT stream_seq FROM dead_letters WHERE {which}
+                 SELECT stream_seq FROM {dead_letters} WHERE {which}
              )"
         ),
         &[("stream", stream)],

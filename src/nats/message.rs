@@ -1,126 +1,122 @@
-//! One message of a stream, by a request whose answer is JSON: headers come in a
-//! form that nothing parses on the way, and no consumer is needed.
+//! A message of the stream, in as little memory as it needs: many thousand of them
+//! wait for ClickHouse at a time.
 
-use std::str::FromStr;
+use async_nats::{HeaderMap, Subject};
+use bytes::{Bytes, BytesMut};
 
-use async_nats::jetstream::response::Response;
-use async_nats::jetstream::{self, ErrorCode};
-use async_nats::{HeaderMap, HeaderName, HeaderValue};
-use base64::prelude::{BASE64_STANDARD, Engine};
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
-
-/// A message as it stands in its stream.
+/// A message as it stands in the stream.
 #[derive(Debug, Clone)]
-pub struct StoredMessage {
+pub struct Message {
+    /// Sequence in the stream.
     pub sequence: u64,
-    /// Nanoseconds since the Unix epoch.
+    /// When JetStream stored it, in nanoseconds since the Unix epoch.
     pub stored_at: i64,
-    pub subject: String,
-    pub headers: HeaderMap,
+    pub subject: Subject,
+    pub headers: Headers,
     pub payload: Bytes,
+    /// Where the acknowledgement goes; `None` for one that was fetched by request.
+    pub reply: Option<Subject>,
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read the message at or after sequence {sequence} of stream `{stream}`: {reason}")]
-pub struct StoredMessageError {
-    stream: String,
-    sequence: u64,
-    reason: String,
+impl Message {
+    /// Bytes of subject, headers and payload.
+    pub fn size(&self) -> usize {
+        self.size_as_rows(1)
+    }
+
+    /// Bytes of subject, headers and payload, the first two for each of so many rows:
+    /// each dead letter of a batch message has those of its message.
+    pub fn size_as_rows(&self, rows: usize) -> usize {
+        rows.max(1) * (self.subject.len() + self.headers.size()) + self.payload.len()
+    }
 }
 
-/// The first message of `stream` at or after `sequence` on `subject`, which may
-/// have wildcards. `None` at the end of the stream.
-pub async fn stored_message(
-    jetstream: &jetstream::Context,
-    stream: &str,
-    sequence: u64,
-    subject: &str,
-) -> Result<Option<StoredMessage>, StoredMessageError> {
-    let failed = |reason: String| StoredMessageError {
-        stream: stream.to_owned(),
-        sequence,
-        reason,
-    };
-    let request = GetMessage {
-        seq: sequence,
-        next_by_subj: subject,
-    };
-    let api = format!("STREAM.MSG.GET.{stream}");
-    let message: JsonMessage = match jetstream.request(api, &request).await {
-        Ok(Response::Ok(GotMessage { message })) => message,
-        Ok(Response::Err { error }) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
-            return Ok(None);
-        }
-        Ok(Response::Err { error }) => return Err(failed(error.to_string())),
-        Err(error) => return Err(failed(error.to_string())),
-    };
-    let bytes = |text: &str| {
-        BASE64_STANDARD
-            .decode(text)
-            .map_err(|error| failed(error.to_string()))
-    };
-    Ok(Some(StoredMessage {
-        sequence: message.seq,
-        stored_at: nanoseconds(message.time),
-        headers: readable_headers(&bytes(&message.hdrs)?),
-        payload: bytes(&message.data)?.into(),
-        subject: message.subject,
-    }))
-}
+/// A message's headers. Names may repeat.
+#[derive(Debug, Clone, Default)]
+pub struct Headers(
+    /// Each name and each value after its length.
+    Bytes,
+);
 
-/// A request to `$JS.API.STREAM.MSG.GET`, as nats-server documents it.
-#[derive(Serialize)]
-struct GetMessage<'a> {
-    seq: u64,
-    next_by_subj: &'a str,
-}
+/// Bytes of a length.
+const LENGTH: usize = size_of::<u32>();
 
-#[derive(Deserialize)]
-struct GotMessage {
-    message: JsonMessage,
-}
+impl Headers {
+    /// The first value of a name.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.iter()
+            .find_map(|(other, value)| (other == name).then_some(value))
+    }
 
-/// Headers and data are base64, and left out where there are none.
-#[derive(Deserialize)]
-struct JsonMessage {
-    subject: String,
-    seq: u64,
-    #[serde(default)]
-    hdrs: String,
-    #[serde(default)]
-    data: String,
-    #[serde(with = "time::serde::rfc3339")]
-    time: OffsetDateTime,
-}
+    /// Bytes in memory, which are a few more than those of names and values.
+    pub fn size(&self) -> usize {
+        self.0.len()
+    }
 
-/// The headers of a message as it stands in the stream, but for those that the
-/// client library refuses: names and values that are not text, or no pair at all.
-fn readable_headers(raw: &[u8]) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    for line in raw.split(|byte| *byte == b'\n').skip(1) {
-        let Some((name, value)) = std::str::from_utf8(line)
-            .ok()
-            .and_then(|line| line.split_once(':'))
-        else {
-            continue;
+    /// Names and values; several values of a name are in their order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        let mut rest = self.0.as_ref();
+        let mut next = move || {
+            let (length, after) = rest.split_at_checked(LENGTH)?;
+            let length = u32::from_le_bytes(length.try_into().ok()?);
+            let (text, after) = after.split_at_checked(length as usize)?;
+            rest = after;
+            std::str::from_utf8(text).ok()
         };
-        if !name.is_empty()
-            && let (Ok(name), Ok(value)) = (
-                HeaderName::from_str(name),
-                HeaderValue::from_str(value.trim()),
-            )
-        {
-            headers.append(name, value);
+        std::iter::from_fn(move || Some((next()?, next()?)))
+    }
+}
+
+impl From<&HeaderMap> for Headers {
+    fn from(headers: &HeaderMap) -> Self {
+        let mut arena = Arena::default();
+        arena.headers(headers)
+    }
+}
+
+/// Memory for messages that arrive one after the other and go together.
+///
+/// They are moved here from the buffers in which they arrived, which hold twice as
+/// much: the protocol around them.
+#[derive(Debug, Default)]
+pub struct Arena(BytesMut);
+
+/// A fraction of a batch, so that little of it is left over.
+const CHUNK: usize = 256 * 1024;
+
+impl Arena {
+    pub fn bytes(&mut self, bytes: &[u8]) -> Bytes {
+        self.reserve(bytes.len());
+        self.0.extend_from_slice(bytes);
+        self.0.split().freeze()
+    }
+
+    pub fn subject(&mut self, subject: Subject) -> Subject {
+        // It was text before.
+        Subject::from_utf8(self.bytes(subject.as_bytes())).unwrap_or(subject)
+    }
+
+    pub fn headers(&mut self, headers: &HeaderMap) -> Headers {
+        let pairs = || {
+            headers.iter().flat_map(|(name, values)| {
+                let name: &str = name.as_ref();
+                values.iter().map(move |value| (name, value.as_str()))
+            })
+        };
+        let size = pairs().map(|(name, value)| 2 * LENGTH + name.len() + value.len());
+        self.reserve(size.sum());
+        for text in pairs().flat_map(|(name, value)| [name, value]) {
+            self.0.extend_from_slice(&(text.len() as u32).to_le_bytes());
+            self.0.extend_from_slice(text.as_bytes());
+        }
+        Headers(self.0.split().freeze())
+    }
+
+    fn reserve(&mut self, bytes: usize) {
+        if self.0.capacity() < bytes {
+            self.0 = BytesMut::with_capacity(bytes.max(CHUNK));
         }
     }
-    headers
-}
-
-/// Nanoseconds since the Unix epoch, which reach to the year 2262.
-pub fn nanoseconds(time: OffsetDateTime) -> i64 {
-    i64::try_from(time.unix_timestamp_nanos()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -128,11 +124,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_that_cannot_be_read_are_left_out_and_the_others_kept() {
-        let raw = b"NATS/1.0\r\nNats-Msg-Id: 17\r\nX: \xff\r\nno pair\r\n: nameless\r\nb: 1\r\nb: 2\r\n\r\n";
-        let headers = readable_headers(raw);
-        assert_eq!(headers.len(), 2);
-        assert_eq!(headers.get("Nats-Msg-Id").unwrap().as_str(), "17");
-        assert_eq!(headers.get_all("b").count(), 2);
+    fn headers_keep_every_value_in_its_order() {
+        let mut map = HeaderMap::new();
+        map.append("a", "1");
+        map.append("a", "2");
+        map.insert("Nats-Msg-Id", "");
+        let headers = Headers::from(&map);
+        let mut pairs: Vec<_> = headers.iter().collect();
+        pairs.sort_by_key(|(name, _)| *name);
+        assert_eq!(pairs, [("Nats-Msg-Id", ""), ("a", "1"), ("a", "2")]);
+        assert_eq!(headers.get("a"), Some("1"));
+        assert_eq!(headers.get("A"), None);
+        assert_eq!(Headers::default().iter().count(), 0);
+    }
+
+    #[test]
+    fn what_was_kept_before_stays_as_it_was() {
+        let mut arena = Arena::default();
+        let kept: Vec<(Vec<u8>, Bytes)> = (0..40u8)
+            .map(|number| {
+                // Some of them larger than what is taken at a time.
+                let bytes = vec![number; usize::from(number) * CHUNK / 20];
+                let kept = arena.bytes(&bytes);
+                (bytes, kept)
+            })
+            .collect();
+        assert!(kept.iter().all(|(bytes, kept)| bytes == kept));
     }
 }

@@ -1,4 +1,4 @@
-//! The stream that events stand in: made when missing, left alone when it exists.
+//! The stream that events are in: made when missing, left alone when it exists.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use tracing::{info, warn};
 
 use super::subjects::{covering_set, covers};
-use crate::config::{Messaging, Storage};
+use crate::config::{JetStream, Storage};
 
 /// A stream's name and creation time: a stream that was deleted and made again
 /// is another one, though its sequences are the same numbers.
@@ -40,6 +40,40 @@ impl StreamId {
 impl fmt::Display for StreamId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}", self.name, self.created)
+    }
+}
+
+/// A stream and its durable consumer, as they are configured.
+#[derive(Debug, Clone)]
+pub struct StreamSpec {
+    pub name: String,
+    /// The durable consumer's name, which also names the checkpoint.
+    pub consumer: String,
+    /// None of them covers another.
+    pub subjects: Vec<String>,
+    pub max_age: Duration,
+    pub storage: Storage,
+    pub num_replicas: usize,
+    /// For a person who looks at the stream.
+    pub description: &'static str,
+}
+
+impl StreamSpec {
+    /// The subjects may overlap.
+    pub fn new<'a>(
+        jetstream: &JetStream,
+        subjects: impl IntoIterator<Item = &'a str>,
+        description: &'static str,
+    ) -> Self {
+        Self {
+            name: jetstream.stream_name.clone(),
+            consumer: jetstream.consumer_name.clone(),
+            subjects: covering_set(subjects),
+            max_age: jetstream.max_age,
+            storage: jetstream.storage_type,
+            num_replicas: jetstream.num_replicas.get(),
+            description,
+        }
     }
 }
 
@@ -94,27 +128,23 @@ fn list(differences: &[Difference]) -> String {
 /// logged as warnings, others are [`StreamError::Unfit`].
 pub async fn open_stream(
     jetstream: &jetstream::Context,
-    messaging: &Messaging,
+    spec: &StreamSpec,
 ) -> Result<Stream, StreamError> {
-    let name = &messaging.jetstream.stream_name;
+    let name = &spec.name;
     let Some(stream) = find_stream(jetstream, name).await? else {
-        let stream =
-            jetstream
-                .create_stream(wanted(messaging))
-                .await
-                .map_err(|error| match error.kind() {
-                    CreateStreamErrorKind::TimedOut => StreamError::Unavailable(error.to_string()),
-                    _ => StreamError::Refused {
-                        name: name.clone(),
-                        error: error.to_string(),
-                    },
-                })?;
+        let created = jetstream.create_stream(wanted(spec)).await;
+        let stream = created.map_err(|error| match error.kind() {
+            CreateStreamErrorKind::TimedOut => StreamError::Unavailable(error.to_string()),
+            _ => StreamError::Refused {
+                name: name.clone(),
+                error: error.to_string(),
+            },
+        })?;
         info!(stream = name, "stream created");
         return Ok(stream);
     };
-    let (fatal, harmless): (Vec<_>, Vec<_>) = differences(&stream.cached_info().config, messaging)
-        .into_iter()
-        .partition(|difference| difference.fatal);
+    let differences = differences(&stream.cached_info().config, spec);
+    let (fatal, harmless): (Vec<_>, Vec<_>) = differences.into_iter().partition(|it| it.fatal);
     if !fatal.is_empty() {
         return Err(StreamError::Unfit {
             name: name.clone(),
@@ -146,133 +176,143 @@ pub async fn find_stream(
 }
 
 /// The stream as it is made when it is missing.
-fn wanted(messaging: &Messaging) -> Config {
+fn wanted(spec: &StreamSpec) -> Config {
     Config {
-        name: messaging.jetstream.stream_name.clone(),
-        subjects: covering_set(messaging.subjects.all()),
+        name: spec.name.clone(),
+        subjects: spec.subjects.clone(),
         retention: RetentionPolicy::Limits,
-        storage: storage_type(messaging.jetstream.storage_type),
-        max_age: messaging.jetstream.max_age,
-        num_replicas: messaging.jetstream.num_replicas.get(),
+        storage: match spec.storage {
+            Storage::File => StorageType::File,
+            Storage::Memory => StorageType::Memory,
+        },
+        max_age: spec.max_age,
+        num_replicas: spec.num_replicas,
         allow_direct: true,
-        description: Some("Analytics events of fechatter".to_owned()),
+        description: Some(spec.description.to_owned()),
         ..Default::default()
-    }
-}
-
-fn storage_type(storage: Storage) -> StorageType {
-    match storage {
-        Storage::File => StorageType::File,
-        Storage::Memory => StorageType::Memory,
     }
 }
 
 /// How an existing stream differs from what the configuration asks for, the
 /// fatal differences first.
-pub fn differences(is: &Config, messaging: &Messaging) -> Vec<Difference> {
-    let wanted = wanted(messaging);
-    let name = &wanted.name;
-    let mut differences = Vec::new();
-    let mut differ = |fatal, setting, is: String, should_be: String, remedy: String| {
-        differences.push(Difference {
-            setting,
-            is,
-            should_be,
-            remedy,
-            fatal,
-        });
-    };
+pub fn differences(is: &Config, spec: &StreamSpec) -> Vec<Difference> {
+    let wanted = wanted(spec);
+    let looks = [
+        subjects,
+        retention,
+        messages_per_subject,
+        storage,
+        max_age,
+        max_messages,
+        max_bytes,
+        replicas,
+        direct_access,
+    ];
+    let found = looks.iter().filter_map(|look| look(is, &wanted));
+    found.collect()
+}
 
+/// A difference that `nats stream edit` mends.
+fn edit(
+    wanted: &Config,
+    setting: &'static str,
+    (is, should_be): (impl ToString, impl ToString),
+    option: &str,
+) -> Difference {
+    Difference {
+        setting,
+        is: is.to_string(),
+        should_be: should_be.to_string(),
+        remedy: format!("nats stream edit {} {option}", wanted.name),
+        fatal: false,
+    }
+}
+
+fn subjects(is: &Config, wanted: &Config) -> Option<Difference> {
     // A mirror or an aggregate gets its messages from other streams, not by subject.
     let by_subject = is.mirror.is_none() && is.sources.as_ref().is_none_or(Vec::is_empty);
-    let uncovered = |subject: &&String| !is.subjects.iter().any(|pattern| covers(pattern, subject));
-    if by_subject && wanted.subjects.iter().any(|subject| uncovered(&subject)) {
-        let all = covering_set(
-            is.subjects
-                .iter()
-                .chain(&wanted.subjects)
-                .map(String::as_str),
-        );
-        let edit = format!("nats stream edit {name} --subjects='{}'", all.join(","));
-        differ(true, "subjects", is.subjects.join(","), all.join(","), edit);
+    let uncovered = |subject: &String| !is.subjects.iter().any(|pattern| covers(pattern, subject));
+    if !by_subject || !wanted.subjects.iter().any(uncovered) {
+        return None;
     }
-    if is.retention != RetentionPolicy::Limits {
-        // The other policies delete a message once it is acknowledged or nobody listens.
-        let recreate = format!(
-            "back up and restore: nats stream backup {name} DIR, then nats stream restore DIR with \"retention\":\"limits\""
-        );
-        differ(
-            true,
-            "retention",
-            format!("{:?}", is.retention).to_lowercase(),
-            "limits".to_owned(),
-            recreate,
-        );
-    }
-    if is.max_messages_per_subject > 0 {
-        let edit = format!("nats stream edit {name} --max-msgs-per-subject=-1");
-        differ(
-            true,
+    let all = is.subjects.iter().chain(&wanted.subjects);
+    let all = covering_set(all.map(String::as_str)).join(",");
+    let values = (is.subjects.join(","), &all);
+    Some(Difference {
+        fatal: true,
+        ..edit(wanted, "subjects", values, &format!("--subjects='{all}'"))
+    })
+}
+
+/// The other policies delete a message once it is acknowledged or nobody listens.
+fn retention(is: &Config, wanted: &Config) -> Option<Difference> {
+    (is.retention != RetentionPolicy::Limits).then(|| Difference {
+        setting: "retention",
+        is: format!("{:?}", is.retention).to_lowercase(),
+        should_be: "limits".to_owned(),
+        remedy: format!(
+            "back up and restore: nats stream backup {} DIR, then nats stream restore DIR with \"retention\":\"limits\"",
+            wanted.name
+        ),
+        fatal: true,
+    })
+}
+
+fn messages_per_subject(is: &Config, wanted: &Config) -> Option<Difference> {
+    (is.max_messages_per_subject > 0).then(|| Difference {
+        fatal: true,
+        ..edit(
+            wanted,
             "max_msgs_per_subject",
-            is.max_messages_per_subject.to_string(),
-            "-1".to_owned(),
-            edit,
-        );
-    }
-    if is.storage != wanted.storage {
-        let recreate = format!(
-            "nats stream backup {name} DIR, then nats stream restore DIR with another \"storage\""
-        );
-        differ(
-            false,
-            "storage",
-            name_of(is.storage),
-            name_of(wanted.storage),
-            recreate,
-        );
-    }
-    if !is.max_age.is_zero() && is.max_age < wanted.max_age {
-        let edit = format!(
-            "nats stream edit {name} --max-age={}h",
-            wanted.max_age.as_secs() / 3600
-        );
-        differ(
-            false,
-            "max_age",
-            in_hours(is.max_age),
-            in_hours(wanted.max_age),
-            edit,
-        );
-    }
-    // A full stream that refuses new messages loses none: producers are told.
-    let forgets = is.discard == DiscardPolicy::Old;
-    for (setting, limit) in [("max_msgs", is.max_messages), ("max_bytes", is.max_bytes)] {
-        if forgets && limit > 0 {
-            let edit = format!("nats stream edit {name} --{}=-1", setting.replace('_', "-"));
-            differ(false, setting, limit.to_string(), "-1".to_owned(), edit);
-        }
-    }
-    if is.num_replicas < wanted.num_replicas {
-        let edit = format!("nats stream edit {name} --replicas={}", wanted.num_replicas);
-        differ(
-            false,
-            "replicas",
-            is.num_replicas.to_string(),
-            wanted.num_replicas.to_string(),
-            edit,
-        );
-    }
-    if !is.allow_direct {
-        let edit = format!("nats stream edit {name} --allow-direct");
-        differ(
-            false,
-            "allow_direct",
-            "false".to_owned(),
-            "true".to_owned(),
-            edit,
-        );
-    }
-    differences
+            (is.max_messages_per_subject, -1),
+            "--max-msgs-per-subject=-1",
+        )
+    })
+}
+
+fn storage(is: &Config, wanted: &Config) -> Option<Difference> {
+    (is.storage != wanted.storage).then(|| Difference {
+        setting: "storage",
+        is: name_of(is.storage),
+        should_be: name_of(wanted.storage),
+        remedy: format!(
+            "nats stream backup {} DIR, then nats stream restore DIR with another \"storage\"",
+            wanted.name
+        ),
+        fatal: false,
+    })
+}
+
+fn max_age(is: &Config, wanted: &Config) -> Option<Difference> {
+    let is_less = !is.max_age.is_zero() && is.max_age < wanted.max_age;
+    let option = format!("--max-age={}h", wanted.max_age.as_secs() / 3600);
+    let values = (in_hours(is.max_age), in_hours(wanted.max_age));
+    is_less.then(|| edit(wanted, "max_age", values, &option))
+}
+
+fn max_messages(is: &Config, wanted: &Config) -> Option<Difference> {
+    let values = (is.max_messages, -1);
+    forgets(is, is.max_messages).then(|| edit(wanted, "max_msgs", values, "--max-msgs=-1"))
+}
+
+fn max_bytes(is: &Config, wanted: &Config) -> Option<Difference> {
+    let values = (is.max_bytes, -1);
+    forgets(is, is.max_bytes).then(|| edit(wanted, "max_bytes", values, "--max-bytes=-1"))
+}
+
+/// A full stream that refuses new messages loses none, since producers hear of it.
+fn forgets(is: &Config, limit: i64) -> bool {
+    is.discard == DiscardPolicy::Old && limit > 0
+}
+
+fn replicas(is: &Config, wanted: &Config) -> Option<Difference> {
+    let values = (is.num_replicas, wanted.num_replicas);
+    let option = format!("--replicas={}", wanted.num_replicas);
+    (is.num_replicas < wanted.num_replicas).then(|| edit(wanted, "replicas", values, &option))
+}
+
+fn direct_access(is: &Config, wanted: &Config) -> Option<Difference> {
+    (!is.allow_direct).then(|| edit(wanted, "allow_direct", (false, true), "--allow-direct"))
 }
 
 fn name_of(storage: StorageType) -> String {
@@ -290,15 +330,17 @@ fn in_hours(age: Duration) -> String {
 mod tests {
     use super::*;
 
+    fn spec() -> StreamSpec {
+        StreamSpec::new(&JetStream::default(), ["fechatter.analytics.>"], "")
+    }
+
     #[test]
     fn a_stream_made_by_the_daemon_has_no_differences() {
-        let messaging = Messaging::default();
-        assert_eq!(differences(&wanted(&messaging), &messaging), []);
+        assert_eq!(differences(&wanted(&spec()), &spec()), []);
     }
 
     #[test]
     fn each_difference_says_what_to_run() {
-        let messaging = Messaging::default();
         let stream = Config {
             subjects: vec!["fechatter.analytics.user.>".to_owned(), "other".to_owned()],
             retention: RetentionPolicy::WorkQueue,
@@ -309,9 +351,9 @@ mod tests {
             max_bytes: 1_000_000,
             allow_direct: false,
             num_replicas: 0,
-            ..wanted(&messaging)
+            ..wanted(&spec())
         };
-        let found: Vec<String> = differences(&stream, &messaging)
+        let found: Vec<String> = differences(&stream, &spec())
             .iter()
             .map(Difference::to_string)
             .collect();

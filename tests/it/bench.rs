@@ -132,7 +132,7 @@ async fn bench_starts_clickhouse_where_it_is_embedded_and_leaves_the_users_thing
     std::fs::create_dir(&base_dir).unwrap();
     // What a daemon that ran before has left.
     let jetstream = world.nats.jetstream().await;
-    analytics_server::pipeline::checkpoint::open_bucket(&jetstream, 1)
+    analytics_server::internal::open_bucket(&jetstream, 1)
         .await
         .unwrap();
     let (code, _, stderr) = run(&config, &["send", "--count", "7"]).await;

@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use analytics_server::sample::{Population, Sample};
+use analytics_server::internal::{Happening, Population};
 use async_nats::HeaderMap;
 use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::jetstream;
@@ -18,7 +18,7 @@ use crate::support::nats::Nats;
 use crate::support::{World, eventually};
 
 /// Publishes one event until JetStream says that it has it.
-async fn publish(jetstream: &jetstream::Context, sample: Sample) {
+async fn publish(jetstream: &jetstream::Context, sample: Happening) {
     let subject = format!("fechatter.analytics.{}", sample.subject);
     let payload = sample.event.encode_to_vec();
     let mut headers = HeaderMap::new();
@@ -62,7 +62,7 @@ async fn the_leader_of_a_replicated_stream_is_killed_while_events_flow_and_none_
 
     let mut population = Population::new(7);
     for (round, name) in (0..).zip(streams) {
-        let samples: Vec<Sample> = (0..EVENTS / streams.len())
+        let samples: Vec<Happening> = (0..EVENTS / streams.len())
             .map(|_| population.event(SystemTime::now(), None))
             .collect();
         let publishing = stream::iter(samples)
@@ -128,7 +128,7 @@ async fn a_restored_stream_has_the_same_messages_and_was_created_at_another_time
         jetstream.create_stream(config).await.unwrap();
         let mut population = Population::new(7);
         // Enough for several pieces.
-        let samples: Vec<Sample> = (0..3000)
+        let samples: Vec<Happening> = (0..3000)
             .map(|_| population.event(SystemTime::now(), None))
             .collect();
         stream::iter(samples)

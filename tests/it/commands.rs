@@ -41,7 +41,7 @@ async fn usage_errors_exit_with_2_and_help_names_every_override() {
     assert_eq!(text(&daemon::run(&config, &["serv"]).await).0, Some(2));
     let (code, help, _) = text(&daemon::run(&config, &["--help"]).await);
     assert_eq!(code, Some(0));
-    for variable in analytics_server::config::ENVIRONMENT {
+    for variable in analytics_server::internal::ENVIRONMENT {
         let variable = variable.name;
         assert!(help.contains(variable), "{variable}");
     }

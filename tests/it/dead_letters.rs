@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use analytics_server::nats::StreamId;
+use analytics_server::internal::StreamId;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::Value;
 
@@ -171,7 +171,7 @@ async fn a_letter_is_stored_once_however_often_it_is_replayed() {
         "{stdout}"
     );
     assert!(
-        stderr.contains("its replay stands in analytics_events"),
+        stderr.contains("its replay is in analytics_events"),
         "{stderr}"
     );
     // As after a mark that failed.
@@ -180,7 +180,7 @@ async fn a_letter_is_stored_once_however_often_it_is_replayed() {
     assert_eq!(found[0]["found"], 1);
     assert_eq!(json(&config, &["list", "--replayed"]).await.len(), 1);
 
-    // The daemon is away, so the replay stands in the stream alone.
+    // The daemon is away, so the replay is in the stream alone.
     let (status, log) = daemon.stop().await;
     assert!(status.success(), "{log}");
     old_letter(&world, 1001, "user.login", &event("late")).await;
@@ -188,7 +188,7 @@ async fn a_letter_is_stored_once_however_often_it_is_replayed() {
     unmark(&world).await;
     let (_, _, stderr) = letters(&config, &["replay", "1001"]).await;
     assert!(
-        stderr.contains("its replay stands in the stream as sequence 2"),
+        stderr.contains("its replay is in the stream as sequence 2"),
         "{stderr}"
     );
     let _daemon = Daemon::start(&config);

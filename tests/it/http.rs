@@ -46,7 +46,7 @@ impl Figures {
         assert!(head.contains("content-type: text/plain; version=0.0.4"));
         let lines = body.lines().filter(|line| !line.starts_with('#'));
         let series = lines.filter_map(|line| line.rsplit_once(' '));
-        let figures = series.map(|(name, value)| (name.to_owned(), value.parse().unwrap()));
+        let figures = series.map(|(name, value)| (of_lane(name), value.parse().unwrap()));
         Self(figures.collect())
     }
 
@@ -68,6 +68,21 @@ impl Figures {
         assert!(self.get("events_in_flight") >= 0.0);
         assert!(self.get("in_flight_bytes") >= 0.0);
     }
+}
+
+/// A series as it is within the one lane: all but those of the process are of it.
+fn of_lane(series: &str) -> String {
+    let of_process = ["process_", "analytics_build_", "analytics_dependency_"];
+    if of_process.iter().any(|prefix| series.starts_with(prefix)) {
+        return series.to_owned();
+    }
+    let lane = r#"lane="analytics""#;
+    assert!(series.contains(lane), "{series}");
+    let mut series = series.replace(lane, "");
+    for (rest, nothing) in [("{,", "{"), (",,", ","), (",}", "}"), ("{}", "")] {
+        series = series.replace(rest, nothing);
+    }
+    series
 }
 
 #[tokio::test]
@@ -120,7 +135,12 @@ async fn health_follows_the_servers() {
     tells(&daemon, "/health", &unhealthy).await;
     tells(&daemon, "/readyz", &["HTTP/1.1 503", "NATS is away"]).await;
     tells(&daemon, "/livez", &["HTTP/1.1 200"]).await;
-    tells(&daemon, "/metrics", &[r#"analytics_role{role="active"} 0"#]).await;
+    tells(
+        &daemon,
+        "/metrics",
+        &[r#"analytics_role{lane="analytics",role="active"} 0"#],
+    )
+    .await;
     tells(
         &daemon,
         "/metrics",
@@ -296,14 +316,25 @@ async fn the_role_is_told_as_it_changes() {
     let world = World::new().await;
     let config = world.config("flush_interval_seconds: 0.1", "");
     let first = Daemon::start(&config);
-    tells(&first, "/metrics", &[r#"role{role="active"} 1"#]).await;
+    tells(
+        &first,
+        "/metrics",
+        &[r#"role{lane="analytics",role="active"} 1"#],
+    )
+    .await;
     let second = Daemon::start(&config);
-    let is_standby = [r#"role{role="active"} 0"#, r#"role{role="standby"} 1"#];
+    let is_standby = [
+        r#"role{lane="analytics",role="active"} 0"#,
+        r#"role{lane="analytics",role="standby"} 1"#,
+    ];
     tells(&second, "/metrics", &is_standby).await;
     tells(&second, "/health", &["HTTP/1.1 200", r#""role":"standby""#]).await;
     tells(&second, "/readyz", &["HTTP/1.1 200"]).await;
     first.stop().await;
-    let is_active = [r#"role{role="active"} 1"#, r#"role{role="standby"} 0"#];
+    let is_active = [
+        r#"role{lane="analytics",role="active"} 1"#,
+        r#"role{lane="analytics",role="standby"} 0"#,
+    ];
     tells(&second, "/metrics", &is_active).await;
     tells(&second, "/health", &[r#""role":"active""#]).await;
 }

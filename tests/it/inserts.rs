@@ -5,7 +5,7 @@ use std::future::IntoFuture;
 use std::time::Duration;
 
 use ::clickhouse::Client;
-use analytics_server::clickhouse::codes::{CODES, Class};
+use analytics_server::internal::{CODES, Class};
 use analytics_server::pb;
 use analytics_server::pb::analytics_event::EventType;
 use bytes::Bytes;

@@ -132,7 +132,7 @@ async fn help_does_not_show_what_the_environment_holds() {
     for name in ["", "serve", "send", "clickhouse"] {
         let mut command = daemon::command(&config);
         command.args(name.split_whitespace()).arg("--help");
-        for variable in analytics_server::config::ENVIRONMENT {
+        for variable in analytics_server::internal::ENVIRONMENT {
             command.env(variable.name, "s3cret");
         }
         let help = text(&command.output().unwrap().stdout);

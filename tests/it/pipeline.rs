@@ -51,7 +51,10 @@ async fn a_stop_stores_and_acknowledges_what_is_held() {
 
     let (status, log) = daemon.stop().await;
     assert!(status.success(), "{log}");
-    assert!(log.contains("stopped stored=1 dead_letters=0"), "{log}");
+    assert!(
+        log.contains(r#"stopped lane="analytics" stored=1 dead_letters=0"#),
+        "{log}"
+    );
     world.settled(1, 0).await;
 }
 
@@ -292,9 +295,9 @@ async fn of_two_instances_one_works_and_the_other_takes_over_when_it_stops_or_di
     let first = Daemon::start(&config);
     first.logs("checkpoint taken over").await;
     let second = Daemon::start(&config);
-    second.logs("standing by: another instance works").await;
+    second.logs("standing by: another instance is active").await;
     let third = Daemon::start(&config);
-    third.logs("standing by: another instance works").await;
+    third.logs("standing by: another instance is active").await;
     world.publish("app.start", event("a")).await;
     world.settled(1, 0).await;
 

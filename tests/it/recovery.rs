@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use analytics_server::nats::StreamId;
-use analytics_server::pipeline::checkpoint::{self, Checkpoint, Claim, Turn};
+use analytics_server::internal::StreamId;
+use analytics_server::internal::{Checkpoint, Claim, Turn, open_bucket};
 use prometheus::IntCounter;
 
 use crate::http::health_of;
@@ -310,7 +310,7 @@ async fn work_that_ends_while_the_lease_is_renewed_leaves_a_record_that_can_be_w
         writes: IntCounter::new("writes", "of the record").unwrap(),
     };
     let jetstream = world.nats.jetstream().await;
-    let bucket = checkpoint::open_bucket(&jetstream, 1).await.unwrap();
+    let bucket = open_bucket(&jetstream, 1).await.unwrap();
     let checkpoint = Checkpoint::take_over(bucket, claim, Turn::Vacant, None).await;
     let checkpoint = checkpoint.unwrap().unwrap();
     // It is renewed after a quarter of the lease, which takes a fraction of a millisecond.

@@ -75,26 +75,33 @@ async fn status_shows_what_went_through() {
         let (code, stdout, stderr) = status(&config, &["--json"]).await;
         assert_eq!(code, Some(0), "{stderr}");
         let report: Value = serde_json::from_str(&stdout).unwrap();
-        let all = &report["since_start"];
+        let lane = &report["lanes"][0];
+        let all = &lane["since_start"];
         // Asked for every few seconds.
-        let lag = &report["health"]["lag"];
+        let lag = &report["health"]["lanes"][0]["lag"];
         let is_known = lag["pending"] == 0 && lag["ack_pending"] == 0;
         (is_known && all["stored"] == 1500 && all["dead_letters"] == 1).then_some(report)
     })
     .await;
     assert_eq!(stored["address"], address.as_str());
-    assert_eq!(stored["health"]["role"], "active");
-    assert_eq!(stored["since_start"]["received"], 1501);
-    assert_eq!(stored["dead_letters"]["undecodable"], 1);
-    assert_eq!(stored["in_flight"]["events"], 0);
-    let batches = stored["since_start"]["batch_rows"].as_f64().unwrap();
+    assert_eq!(stored["health"]["lanes"][0]["role"], "active");
+    let lane = &stored["lanes"][0];
+    assert_eq!(lane["lane"], "analytics");
+    assert_eq!(lane["since_start"]["received"], 1501);
+    assert_eq!(lane["dead_letters"]["undecodable"], 1);
+    assert_eq!(lane["in_flight"]["events"], 0);
+    let batches = lane["since_start"]["batch_rows"].as_f64().unwrap();
     assert!((1.0..=1501.0).contains(&batches), "{stored}");
-    assert!(stored["since_start"]["insert_seconds"].as_f64() > Some(0.0));
+    assert!(lane["since_start"]["insert_seconds"].as_f64() > Some(0.0));
 
     let (code, stdout, _) = status(&config, &[]).await;
     assert_eq!(code, Some(0));
-    let first = format!("at {address}: healthy, active\n");
+    let first = format!("at {address}: healthy\n");
     assert!(stdout.contains(&first), "{stdout}");
+    assert!(
+        stdout.contains("lane analytics: healthy, active\n"),
+        "{stdout}"
+    );
     let shows = |name: &str, end: &str| {
         let lines: Vec<_> = stdout
             .lines()

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use ::clickhouse::Client;
 use ::clickhouse::error::Error;
-use analytics_server::nats::StreamId;
+use analytics_server::internal::StreamId;
 use bytes::Bytes;
 use serde_json::Value;
 use tempfile::TempDir;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use analytics_server::pipeline::decode::BatchMessage;
+use analytics_server::internal::BatchMessage;
 use prost::Message;
 use serde_json::Value;
 
@@ -27,6 +27,13 @@ pub fn verify(config: &Path, arguments: &[&str]) -> (i32, Value) {
     (output.status.code().unwrap(), report)
 }
 
+/// What a report says of the one lane.
+pub fn of_lane(report: &Value) -> &Value {
+    assert_eq!(report["lanes"].as_array().map(Vec::len), Some(1));
+    assert_eq!(report["lanes"][0]["lane"], "analytics");
+    &report["lanes"][0]
+}
+
 #[tokio::test]
 async fn a_part_that_clickhouse_lost_is_found_and_filled_also_where_its_token_is_known() {
     let port = lasting_port();
@@ -44,7 +51,7 @@ async fn a_part_that_clickhouse_lost_is_found_and_filled_also_where_its_token_is
     world.settled(EVENTS, 1).await;
     let (code, report) = verify(&config, &[]);
     assert_eq!((code, &report["exact"]), (0, &true.into()), "{report}");
-    assert_eq!(report["stream"]["messages"], EVENTS + 1);
+    assert_eq!(of_lane(&report)["stream"]["messages"], EVENTS + 1);
 
     // As if they had never been committed; the log of their tokens stays.
     world
@@ -67,8 +74,11 @@ async fn a_part_that_clickhouse_lost_is_found_and_filled_also_where_its_token_is
     assert!(stored < EVENTS);
     let (code, report) = verify(&config, &[]);
     assert_eq!((code, &report["exact"]), (1, &false.into()), "{report}");
-    assert_eq!(report["stream"]["missing_events"], EVENTS - stored);
-    let differ = report["days"][0]["views_that_differ"].to_string();
+    assert_eq!(
+        of_lane(&report)["stream"]["missing_events"],
+        EVENTS - stored
+    );
+    let differ = of_lane(&report)["days"][0]["views_that_differ"].to_string();
     assert!(differ.contains("session_totals"), "{report}");
 
     // A daemon at work stands by meanwhile, and goes on afterwards.
@@ -76,7 +86,7 @@ async fn a_part_that_clickhouse_lost_is_found_and_filled_also_where_its_token_is
     daemon.logs("checkpoint taken over").await;
     let (code, report) = verify(&config, &["--repair"]);
     assert_eq!((code, &report["exact"]), (0, &true.into()), "{report}");
-    assert_eq!(report["repaired"]["events"], EVENTS - stored);
+    assert_eq!(of_lane(&report)["repaired"]["events"], EVENTS - stored);
     daemon.logs("standing by").await;
     world.publish("app.start", event("after")).await;
     world.settled(EVENTS + 1, 1).await;
@@ -139,7 +149,10 @@ async fn an_event_that_is_stored_twice_is_told_of_and_left() {
     let twice = "INSERT INTO analytics_events SELECT * FROM analytics_events";
     world.clickhouse().query(twice).execute().await.unwrap();
     let (code, report) = verify(&config, &["--repair"]);
-    assert_eq!((code, &report["days"][0]["double_events"]), (1, &1.into()));
+    assert_eq!(
+        (code, &of_lane(&report)["days"][0]["duplicate_events"]),
+        (1, &1.into())
+    );
     let text = command(&config).arg("verify").output().unwrap();
     let text = String::from_utf8(text.stdout).unwrap();
     assert!(
@@ -247,8 +260,8 @@ async fn rows_that_no_event_explains_are_told_of_and_left() {
     run("ALTER TABLE daily_active_users DELETE WHERE user_id NOT LIKE 'somebody%'").await;
     let (code, report) = verify(&config, &["--repair"]);
     assert_eq!(code, 1, "{report}");
-    assert_eq!(report["repaired"]["days_left"], 2, "{report}");
-    let others = report["views_not_compared"].to_string();
+    assert_eq!(of_lane(&report)["repaired"]["days_left"], 2, "{report}");
+    let others = of_lane(&report)["views_not_compared"].to_string();
     assert!(
         others.contains("another view fills its target, too"),
         "{others}"
@@ -325,7 +338,9 @@ async fn views_of_views_are_compared_and_built_again_where_that_can_be_done() {
     assert_eq!(code, 1, "{report}");
     for view in ["errors", &format!("{other}.received")] {
         assert!(
-            report["days"].to_string().contains(&format!("\"{view}\"")),
+            of_lane(&report)["days"]
+                .to_string()
+                .contains(&format!("\"{view}\"")),
             "{report}"
         );
     }

@@ -7,7 +7,7 @@ use crate::support::clickhouse::{Server, command as clickhouse, lasting_port};
 use crate::support::daemon::Daemon;
 use crate::support::events::{event_of, publish_samples};
 use crate::support::nats::Nats;
-use crate::verify::verify;
+use crate::verify::{of_lane, verify};
 
 /// A target with these columns and this engine, and a view that fills it, which may have
 /// columns of its own.
@@ -196,7 +196,7 @@ async fn a_view_is_compared_where_that_can_be_done_and_named_and_left_elsewhere(
     }
     let (code, report) = verify(&config, &[]);
     assert_eq!(code, 0, "{report}");
-    let others = report["views_not_compared"].as_array().unwrap();
+    let others = of_lane(&report)["views_not_compared"].as_array().unwrap();
     let reason = |name: &str| {
         let other = others.iter().find(|other| other["name"] == name);
         other.map(|other| other["reason"].as_str().unwrap())
@@ -212,7 +212,7 @@ async fn a_view_is_compared_where_that_can_be_done_and_named_and_left_elsewhere(
     }
     let (code, report) = verify(&config, &[]);
     assert_eq!(code, 1, "{report}");
-    let differ = report["days"].to_string();
+    let differ = of_lane(&report)["days"].to_string();
     for view in &COMPARED {
         assert!(differ.contains(view.name), "{report}");
     }

@@ -13,24 +13,22 @@ use tokio::time::Instant;
 
 use super::nats_alone;
 use super::scratch::Scratch;
+use crate::checkpoint::{InFlight, Incarnation};
 use crate::clickhouse::native::Block;
-use crate::config::Config;
+use crate::lane::batch::{Batch, Batcher, Cut, Flush, Limits};
+use crate::lane::encode::{Content, Encoded, Encoder, Run};
+use crate::lane::insert::whole;
+use crate::nats::Message;
 use crate::nats::StreamId;
-use crate::pipeline::batch::{Batch, Batcher, Flush, Limits};
-use crate::pipeline::checkpoint::{InFlight, Incarnation};
-use crate::pipeline::decode::Decoder;
-use crate::pipeline::encode::{Content, Encoded, Encoder};
-use crate::pipeline::insert::whole;
-use crate::pipeline::message::Message;
 
 /// What the pipeline sends, in order.
 pub struct Blocks {
     file: Arc<File>,
-    places: Vec<Place>,
+    places: Vec<Location>,
 }
 
 #[derive(Clone)]
-struct Place {
+struct Location {
     token: String,
     rows: usize,
     offset: u64,
@@ -46,21 +44,22 @@ struct Cutter {
     stream: StreamId,
     encoder: Encoder,
     batcher: Batcher,
+    /// The open batch, as far as it is decoded.
+    runs: Vec<Run>,
     /// No batch gets too old.
     now: Instant,
 }
 
 impl Cutter {
-    fn new(config: &Config, stream: StreamId) -> Self {
+    fn new(scratch: &Scratch, stream: StreamId) -> Self {
         let limits = Limits {
             interval: DAY,
-            ..Limits::of(&config.features.analytics)
+            ..Limits::of(&scratch.config.features.analytics)
         };
-        let identity = stream.to_string();
-        let decoder = Decoder::new(&identity, &config.integrations.messaging.subjects);
         Self {
-            encoder: Encoder::new(identity, decoder),
+            encoder: Encoder::new(Arc::clone(&scratch.lane.kind), stream.to_string()),
             batcher: Batcher::new(limits, []),
+            runs: Vec::new(),
             stream,
             now: Instant::now(),
         }
@@ -69,18 +68,35 @@ impl Cutter {
     /// The tokens and blocks of the batches that a message completes.
     fn push(&mut self, message: Message) -> Result<Vec<(String, Block)>> {
         // Sample events come alone.
-        let batches = self.batcher.push(message, 1, self.now);
-        batches.into_iter().map(|batch| self.block(batch)).collect()
+        let cuts = self.batcher.push(message, 1, self.now);
+        cuts.into_iter()
+            .filter_map(|cut| self.block_of(cut).transpose())
+            .collect()
     }
 
     /// The last one, which is not full.
     fn finish(mut self) -> Result<Option<(String, Block)>> {
-        let batch = self.batcher.flush(Flush::End);
-        batch.map(|batch| self.block(batch)).transpose()
+        match self.batcher.flush(Flush::End) {
+            Some(cut) => self.block_of(cut),
+            None => Ok(None),
+        }
     }
 
-    fn block(&self, batch: Batch) -> Result<(String, Block)> {
-        let Encoded { summary, content } = self.encoder.encode(Vec::new(), batch);
+    fn block_of(&mut self, cut: Cut) -> Result<Option<(String, Block)>> {
+        match cut {
+            Cut::Chunk(messages) => {
+                self.runs.push(self.encoder.decode(messages));
+                Ok(None)
+            }
+            Cut::End(batch) => {
+                let runs = std::mem::take(&mut self.runs);
+                self.block(runs, batch).map(Some)
+            }
+        }
+    }
+
+    fn block(&self, runs: Vec<Run>, batch: Batch) -> Result<(String, Block)> {
+        let Encoded { summary, content } = self.encoder.encode(runs, batch);
         let Content::Rows(piece) = content else {
             bail!("sample events came as one large message, which is a fault of this program");
         };
@@ -101,7 +117,7 @@ impl Blocks {
     /// Reads the stream up to the sequence `last`.
     pub async fn encode(scratch: &Scratch, last: u64, progress: &ProgressBar) -> Result<Self> {
         let stream = StreamId::of(&scratch.stream().await?);
-        let mut cutter = Cutter::new(&scratch.config, stream);
+        let mut cutter = Cutter::new(scratch, stream);
         let mut writer = Writer::create(scratch)?;
         nats_alone::read(scratch, last, progress, |message| {
             for (token, block) in cutter.push(message)? {
@@ -140,7 +156,7 @@ impl Blocks {
 struct Writer {
     out: BufWriter<File>,
     offset: u64,
-    places: Vec<Place>,
+    places: Vec<Location>,
 }
 
 impl Writer {
@@ -164,7 +180,7 @@ impl Writer {
     fn add(&mut self, token: String, block: &Block) -> Result<()> {
         let written = self.out.write_all(&block.bytes);
         written.context("cannot keep the encoded blocks (server.base_dir)")?;
-        self.places.push(Place {
+        self.places.push(Location {
             token,
             rows: block.rows,
             offset: self.offset,

@@ -14,7 +14,7 @@ use crate::clickhouse::ClickHouse;
 pub async fn run(scratch: &Scratch, blocks: &Blocks, progress: &ProgressBar) -> Result<()> {
     let max_in_flight = scratch.config.features.analytics.max_in_flight.get();
     let clickhouse = ClickHouse::new(&scratch.config);
-    let inserts = (0..blocks.len()).map(|index| insert(&clickhouse, blocks, index));
+    let inserts = (0..blocks.len()).map(|index| insert(scratch, &clickhouse, blocks, index));
     let mut inserts = stream::iter(inserts).buffered(max_in_flight);
     while let Some(rows) = inserts.next().await {
         progress.inc(rows? as u64);
@@ -23,10 +23,16 @@ pub async fn run(scratch: &Scratch, blocks: &Blocks, progress: &ProgressBar) -> 
 }
 
 /// Inserts one block; returns how many rows it has.
-pub async fn insert(clickhouse: &ClickHouse, blocks: &Blocks, index: usize) -> Result<usize> {
+pub async fn insert(
+    scratch: &Scratch,
+    clickhouse: &ClickHouse,
+    blocks: &Blocks,
+    index: usize,
+) -> Result<usize> {
+    let table = scratch.lane.kind.tables().events;
     let (token, block) = blocks.read(index).await?;
     let (rows, clickhouse) = (block.rows, clickhouse.clone());
-    let insert = async move { clickhouse.insert("analytics_events", &block, &token).await };
+    let insert = async move { clickhouse.insert(table, &block, &token).await };
     // On a task of its own, as the pipeline's.
     AbortOnDropHandle::new(tokio::spawn(insert))
         .await?

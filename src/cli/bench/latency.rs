@@ -4,7 +4,6 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -19,7 +18,6 @@ use super::scratch::Scratch;
 use super::whole;
 use crate::clickhouse::ClickHouse;
 use crate::nats::StreamId;
-use crate::pipeline::Progress;
 
 /// How often ClickHouse is asked for rows that were not seen yet.
 const LOOK: Duration = Duration::from_millis(10);
@@ -51,10 +49,11 @@ pub async fn measure(
     bar: &ProgressBar,
 ) -> Result<Found> {
     let stop = CancellationToken::new();
-    let mut pipeline = whole::pipeline(scratch, Arc::new(Progress::default()));
+    let mut pipeline = whole::pipeline(scratch, scratch.progress()?);
     let mut carrying = pin!(pipeline.run(&stop));
     let mut watch = Watch {
         clickhouse: scratch.clickhouse.clone(),
+        table: scratch.lane.kind.tables().events,
         stream: StreamId::of(&scratch.stream().await?).to_string(),
         up_to: 0,
         seen: HashMap::new(),
@@ -101,6 +100,7 @@ pub async fn measure(
 /// Looks for rows of a stream.
 struct Watch {
     clickhouse: ClickHouse,
+    table: &'static str,
     stream: String,
     /// All up to this sequence were seen.
     up_to: u64,
@@ -142,11 +142,14 @@ impl Watch {
         struct Stored {
             stream_seq: u64,
         }
-        let sql = "SELECT stream_seq FROM analytics_events
-                   WHERE stream = {stream:String} AND stream_seq > {up_to:UInt64}";
+        let sql = format!(
+            "SELECT stream_seq FROM {}
+             WHERE stream = {{stream:String}} AND stream_seq > {{up_to:UInt64}}",
+            self.table
+        );
         let up_to = self.up_to.to_string();
         let parameters = [("stream", self.stream.as_str()), ("up_to", up_to.as_str())];
-        let rows: Vec<Stored> = self.clickhouse.rows(sql, &parameters).await?;
+        let rows: Vec<Stored> = self.clickhouse.rows(&sql, &parameters).await?;
         let (now, before) = (Instant::now(), self.seen.len());
         for Stored { stream_seq } in rows {
             self.seen.entry(stream_seq).or_insert(now);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Error, Result};
 use async_nats::Client;
 use async_nats::jetstream;
 use indicatif::ProgressBar;
@@ -10,27 +10,24 @@ use indicatif::ProgressBar;
 use super::report::Load;
 use crate::cli::publish::{self, Outgoing, Published};
 use crate::config::Config;
+use crate::kind::Samples;
+use crate::lane::Lane;
 use crate::nats;
-use crate::sample::Population;
 
 pub struct Publisher {
     jetstream: jetstream::Context,
-    /// What subjects start with.
-    prefix: String,
-    population: Population,
+    samples: Box<dyn Samples>,
 }
 
 impl Publisher {
     /// On a connection of its own: answers to publishes would stand in the way of
     /// messages on the pipeline's.
     pub async fn connect(config: &Config) -> Result<Self> {
-        let messaging = &config.integrations.messaging;
-        let client: Client = nats::connect(messaging).await?;
-        let prefix = messaging.subjects.analytics_events.strip_suffix('>');
+        let client: Client = nats::connect(&config.integrations.messaging).await?;
+        let samples = Lane::first(config).kind.samples(1);
         Ok(Self {
             jetstream: jetstream::new(client),
-            prefix: prefix.context("subjects that end with `>`")?.to_owned(),
-            population: Population::new(1),
+            samples: samples.map_err(Error::msg)?,
         })
     }
 
@@ -40,7 +37,7 @@ impl Publisher {
         let mut rest = 0..events;
         let next = async || {
             rest.next()?;
-            Some(sample(&mut self.population, &self.prefix))
+            Some(sample(&mut *self.samples))
         };
         publish::publish(&self.jetstream, next, |published| {
             load.events += 1;
@@ -60,7 +57,7 @@ impl Publisher {
             let number = numbers.next()?;
             let due = started + Duration::from_secs_f64(number as f64 / rate as f64);
             tokio::time::sleep_until(due.into()).await;
-            Some(sample(&mut self.population, &self.prefix))
+            Some(sample(&mut *self.samples))
         };
         publish::publish(&self.jetstream, next, |published| all.push(published)).await?;
         // The last one's share of the time, too.
@@ -69,6 +66,6 @@ impl Publisher {
     }
 }
 
-fn sample(population: &mut Population, prefix: &str) -> Outgoing {
-    Outgoing::new(prefix, &population.event(SystemTime::now(), None))
+fn sample(samples: &mut dyn Samples) -> Outgoing {
+    Outgoing::new(samples.next(SystemTime::now(), None))
 }

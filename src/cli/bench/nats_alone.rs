@@ -5,8 +5,8 @@ use async_nats::jetstream::AckKind;
 use indicatif::ProgressBar;
 
 use super::scratch::Scratch;
-use crate::pipeline::consume::Delivery;
-use crate::pipeline::message::Message;
+use crate::lane::consume::Delivery;
+use crate::nats::Message;
 
 /// Messages between two steps of the progress bar: each one would be a part of what
 /// is measured.

@@ -14,14 +14,15 @@ use clickhouse::Row;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::cli::engine::Engine;
+use crate::checkpoint;
+use crate::cli::engine::EngineProcess;
 use crate::cli::migrate;
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::migrations::quote_identifier;
 use crate::config::{Config, Database, Subjects};
+use crate::lane::consume::{Consumer, Durable};
+use crate::lane::{Lane, Progress};
 use crate::nats::{self, StreamId};
-use crate::pipeline::checkpoint;
-use crate::pipeline::consume::{Consumer, Settings};
 
 /// Of messages that nobody removed: those of a run that was killed.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -59,11 +60,12 @@ pub fn run_name() -> String {
 
 /// What the run has made so far, and where.
 pub struct Scratch {
-    pub config: Arc<Config>,
+    pub config: Config,
+    pub lane: Lane,
     pub nats: Client,
     pub jetstream: jetstream::Context,
     pub clickhouse: ClickHouse,
-    engine: Option<Engine>,
+    engine: Option<EngineProcess>,
     /// What was there before stays.
     bucket_was_there: bool,
     base_dir_was_there: bool,
@@ -86,13 +88,14 @@ impl Scratch {
             bucket_was_there: checkpoint::bucket_exists(&jetstream).await?,
             base_dir_was_there: base_dir.is_some_and(|dir| dir.exists()),
             jetstream,
-            config: Arc::new(config),
+            lane: Lane::first(&config),
+            config,
         })
     }
 
     /// The names of everything, for a person who has to remove it.
     pub fn names(&self) -> String {
-        let Config { server, .. } = &*self.config;
+        let Config { server, .. } = &self.config;
         let database = match server.db_url {
             Database::Embedded { .. } => String::new(),
             Database::Server(_) => format!("database `{}`, ", server.db_name),
@@ -110,7 +113,7 @@ impl Scratch {
     }
 
     fn stream_name(&self) -> &str {
-        &self.config.integrations.messaging.jetstream.stream_name
+        &self.lane.stream.name
     }
 
     /// A folder that is removed with everything else.
@@ -120,17 +123,13 @@ impl Scratch {
 
     /// The embedded ClickHouse's process.
     pub fn clickhouse_pid(&self) -> Option<u32> {
-        self.engine.as_ref().and_then(Engine::pid)
+        self.engine.as_ref().and_then(EngineProcess::pid)
     }
 
     /// Makes what stays for the whole run: folder, bucket, and the engine where it is
     /// embedded. Returns ClickHouse's version.
     pub async fn make(&mut self) -> Result<String> {
-        let Config {
-            server,
-            integrations,
-            ..
-        } = &*self.config;
+        let Config { server, .. } = &self.config;
         std::fs::create_dir_all(self.folder()).with_context(|| {
             format!(
                 "cannot make folder `{}` (server.base_dir)",
@@ -138,12 +137,11 @@ impl Scratch {
             )
         })?;
         if let Database::Embedded { port } = server.db_url {
-            let engine = Engine::start(&self.config, port, &self.clickhouse).await;
+            let engine = EngineProcess::start(&self.config, port, &self.clickhouse).await;
             self.engine = Some(engine.map_err(|error| beside_daemon(error, port))?);
         }
         // Here, so that its making is not measured.
-        let num_replicas = integrations.messaging.jetstream.num_replicas.get();
-        checkpoint::open_bucket(&self.jetstream, num_replicas).await?;
+        checkpoint::open_bucket(&self.jetstream, self.lane.stream.num_replicas).await?;
         Ok(self.clickhouse.version().await?)
     }
 
@@ -151,8 +149,7 @@ impl Scratch {
     pub async fn empty_stream(&self) -> Result<()> {
         self.remove_stream().await?;
         self.forget().await?;
-        let stream =
-            nats::open_stream(&self.jetstream, &self.config.integrations.messaging).await?;
+        let stream = nats::open_stream(&self.jetstream, &self.lane.stream).await?;
         let config = StreamConfig {
             duplicate_window: DUPLICATE_WINDOW,
             description: Some("Scratch of analytics-server bench, to be deleted".to_owned()),
@@ -172,9 +169,14 @@ impl Scratch {
 
     /// Removes the stream's checkpoint.
     async fn forget(&self) -> Result<()> {
-        let consumer = &self.config.integrations.messaging.jetstream.consumer_name;
+        let consumer = &self.lane.stream.consumer;
         checkpoint::forget(&self.jetstream, self.stream_name(), consumer).await?;
         Ok(())
+    }
+
+    /// Of a pipeline that is measured.
+    pub fn progress(&self) -> Result<Arc<Progress>> {
+        Ok(Arc::new(Progress::unobserved(&self.lane)?))
     }
 
     /// The stream as it is now.
@@ -186,21 +188,16 @@ impl Scratch {
     /// Reads the stream from its beginning, as the pipeline does.
     pub async fn consumer(&self) -> Result<Consumer> {
         let max_payload = self.nats.server_info().max_payload;
-        let settings = Settings::new(&self.config.integrations.messaging, max_payload);
+        let durable = Durable::new(&self.lane.stream, max_payload);
         let stream = self.stream().await?;
-        Ok(Consumer::new(
-            self.jetstream.clone(),
-            stream,
-            settings,
-            0,
-            0,
-        ))
+        Ok(Consumer::new(self.jetstream.clone(), stream, durable, 0, 0))
     }
 
     /// Makes the database new, with all its tables.
     pub async fn empty_database(&self) -> Result<()> {
         self.drop_database().await?;
-        migrate::apply(&self.clickhouse, &self.config).await?;
+        let lanes = std::slice::from_ref(&self.lane);
+        migrate::apply(&self.clickhouse, &self.config, lanes).await?;
         Ok(())
     }
 

@@ -7,13 +7,12 @@ use anyhow::Result;
 use indicatif::ProgressBar;
 
 use super::scratch::Scratch;
-use crate::cli::serve::owner;
 use crate::clickhouse::ClickHouse;
-use crate::pipeline::{Pipeline, Progress};
+use crate::lane::{Pipeline, Progress};
 
 /// Carries events until everything up to the sequence `last` is committed.
 pub async fn run(scratch: &Scratch, last: u64, bar: &ProgressBar) -> Result<()> {
-    let progress = Arc::new(Progress::default());
+    let progress = scratch.progress()?;
     let mut pipeline = pipeline(scratch, Arc::clone(&progress));
     let show = async {
         loop {
@@ -29,10 +28,10 @@ pub async fn run(scratch: &Scratch, last: u64, bar: &ProgressBar) -> Result<()> 
 
 pub fn pipeline(scratch: &Scratch, progress: Arc<Progress>) -> Pipeline {
     Pipeline::new(
-        Arc::clone(&scratch.config),
+        scratch.lane.clone(),
+        &scratch.config.features.analytics,
         scratch.nats.clone(),
         ClickHouse::new(&scratch.config),
-        owner(),
         progress,
     )
 }

@@ -1,7 +1,7 @@
-//! Where a replay may stand already though its letter is not marked: the mark may have
+//! Where a replay may be already though its letter is not marked: the mark may have
 //! failed, or the command was ended before it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use anyhow::{Context, Result};
 use async_nats::header::NATS_MESSAGE_ID;
@@ -16,11 +16,12 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::letter::{self, Letter};
+use crate::checkpoint;
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::native::Millis;
-use crate::config::Messaging;
+use crate::clickhouse::tables::Tables;
+use crate::lane::Lane;
 use crate::nats::StreamId;
-use crate::pipeline::checkpoint;
 
 /// Replays that are found, by their id, and where.
 pub type Found = HashMap<Uuid, String>;
@@ -29,17 +30,17 @@ pub type Found = HashMap<Uuid, String>;
 /// and no more of them than are needed:
 ///
 /// - what the daemon has not stored yet;
-/// - of the batch subject, all since the oldest letter of it: an event of a batch
+/// - on subjects of batch messages, all since the oldest letter: an event of a batch
 ///   does not take its message's id into ClickHouse.
 pub async fn in_stream(
     jetstream: &jetstream::Context,
     stream: &Stream,
-    messaging: &Messaging,
+    lane: &Lane,
     letters: &[Letter],
 ) -> Result<Found> {
     let wanted: HashSet<Uuid> = letters.iter().map(Letter::replay_id).collect();
     let id = StreamId::of(stream);
-    let consumer = &messaging.jetstream.consumer_name;
+    let consumer = &lane.stream.consumer;
     let committed = match checkpoint::peek(jetstream, &id.name, consumer).await? {
         Some(record) if record.identity_of(&id).is_some() => record.committed,
         _ => 0,
@@ -52,15 +53,16 @@ pub async fn in_stream(
     };
     let mut found = scan(stream, not_stored, &wanted).await?;
 
-    let batch_subject = &messaging.subjects.analytics_batch;
-    let of_batches = letters.iter().filter(|it| it.subject == *batch_subject);
-    if let Some(oldest) = of_batches.map(Letter::received_at).min() {
+    let may_be = |letter: &&Letter| lane.kind.may_hold_batches(&letter.subject);
+    let of_batches = || letters.iter().filter(may_be);
+    if let Some(oldest) = of_batches().map(Letter::received_at).min() {
+        let subjects: BTreeSet<&str> = of_batches().map(|it| it.subject.as_str()).collect();
         let nanos = i128::from(oldest.0) * 1_000_000;
         let batches = OrderedConfig {
             deliver_policy: DeliverPolicy::ByStartTime {
                 start_time: OffsetDateTime::from_unix_timestamp_nanos(nanos)?,
             },
-            filter_subject: batch_subject.clone(),
+            filter_subjects: subjects.into_iter().map(str::to_owned).collect(),
             ..Default::default()
         };
         found.extend(scan(stream, batches, &wanted).await?);
@@ -94,7 +96,7 @@ async fn scan(stream: &Stream, config: OrderedConfig, wanted: &HashSet<Uuid>) ->
         if let Some(id) = message.headers.as_ref().and_then(header)
             && wanted.contains(&id)
         {
-            let place = format!("stands in the stream as sequence {}", info.stream_sequence);
+            let place = format!("is in the stream as sequence {}", info.stream_sequence);
             found.insert(id, place);
         }
     }
@@ -102,7 +104,11 @@ async fn scan(stream: &Stream, config: OrderedConfig, wanted: &HashSet<Uuid>) ->
 }
 
 /// Looks for the replays of `letters` in ClickHouse: as events, and as letters again.
-pub async fn in_clickhouse(clickhouse: &ClickHouse, letters: &[Letter]) -> Result<Found> {
+pub async fn in_clickhouse(
+    clickhouse: &ClickHouse,
+    tables: &Tables,
+    letters: &[Letter],
+) -> Result<Found> {
     #[derive(Row, Deserialize)]
     struct Replayed {
         id: String,
@@ -116,11 +122,12 @@ pub async fn in_clickhouse(clickhouse: &ClickHouse, letters: &[Letter]) -> Resul
         .map(|letter| format!("'{}'", letter.replay_id()))
         .collect();
     let (ids, since) = (ids.join(", "), letter::time(Millis(since.0)));
+    let Tables { events, time, .. } = tables;
     // Nothing is ordered by the id: the times keep the search to the partitions that a
     // replay can be in.
     let sql = format!(
-        "SELECT toString(event_id) AS id, 'stands in analytics_events' AS place FROM analytics_events
-         WHERE server_ts >= {since} - INTERVAL 31 DAY AND received_at >= {since} AND event_id IN ({ids})
+        "SELECT toString(event_id) AS id, 'is in {events}' AS place FROM {events}
+         WHERE {time} >= {since} - INTERVAL 31 DAY AND received_at >= {since} AND event_id IN ({ids})
          UNION ALL
          SELECT JSONExtractString(headers, '{NATS_MESSAGE_ID}', 1) AS id,
              concat('has become dead letter ', toString(stream_seq), '/', toString(batch_index)) AS place

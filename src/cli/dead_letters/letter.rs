@@ -4,7 +4,6 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use bytes::Bytes;
 use clickhouse::Row;
 use clickhouse::error::Error;
-use prost::Message as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -13,8 +12,9 @@ use uuid::Uuid;
 
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::native::Millis;
-use crate::dead_letter::PayloadIs;
-use crate::pipeline::decode::BatchMessage;
+use crate::event::PayloadIs;
+use crate::kind::{Contents, Kind};
+use crate::nats::{Headers, Message};
 
 /// A row of `dead_letters` without the payload, which may be large.
 #[derive(Debug, Clone, Row, Deserialize)]
@@ -156,15 +156,15 @@ impl Letter {
 
     /// What its payload is. Letters from before that was written down are told by
     /// what they hold: the whole of an unreadable batch cannot be read as a batch.
-    pub fn payload_is(&self, payload: &[u8], batch_subject: &str) -> PayloadIs {
+    pub fn payload_is(&self, payload: &Bytes, kind: &dyn Kind) -> PayloadIs {
         let is_event = match self.payload_is.as_str() {
             "event" => true,
             "message" => false,
             _ => {
-                self.subject == batch_subject
+                kind.may_hold_batches(&self.subject)
                     && (self.batch_index > 0
                         || self.reason != "undecodable"
-                        || BatchMessage::decode(payload).is_ok())
+                        || self.can_be_read(payload, kind))
             }
         };
         if is_event {
@@ -172,6 +172,18 @@ impl Letter {
         } else {
             PayloadIs::Message
         }
+    }
+
+    fn can_be_read(&self, payload: &Bytes, kind: &dyn Kind) -> bool {
+        let message = Message {
+            sequence: self.stream_seq,
+            stored_at: self.received_ms * 1_000_000,
+            subject: self.subject.as_str().into(),
+            headers: Headers::default(),
+            payload: payload.clone(),
+            reply: None,
+        };
+        !matches!(kind.contents(&message), Contents::Unreadable(_))
     }
 
     /// For programs; without the payload.
@@ -236,6 +248,8 @@ pub fn rfc3339(time: Millis) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Subjects;
+    use crate::kind::analytics::Analytics;
 
     fn letter(subject: &str, reason: &str) -> Letter {
         Letter {
@@ -256,7 +270,14 @@ mod tests {
     fn an_old_letter_is_told_to_be_a_message_or_one_event_of_a_batch() {
         // A context with a client of one byte, which is no text.
         let event = [0x0a, 3, 0x0a, 1, 0xff];
-        let is = |letter: &Letter, payload: &[u8]| letter.payload_is(payload, "batch");
+        let subjects = Subjects {
+            analytics_batch: "batch".to_owned(),
+            ..Subjects::default()
+        };
+        let kind = Analytics::new(&subjects);
+        let is = |letter: &Letter, payload: &[u8]| {
+            letter.payload_is(&Bytes::copy_from_slice(payload), &kind)
+        };
         let single = letter("single", "undecodable");
         assert_eq!(is(&single, &event), PayloadIs::Message);
         let undecodable = letter("batch", "undecodable");

@@ -17,18 +17,17 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::publish::PublishAck;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use prost::Message as _;
 use serde::Serialize;
 
 use super::already::{self, Found};
 use super::letter::{self, Content, Letter, rfc3339};
-use super::select::Selection;
+use super::select::{Selection, lane_of};
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::native::Millis;
 use crate::config::Config;
-use crate::dead_letter::PayloadIs;
+use crate::event::PayloadIs;
+use crate::lane::Lane;
 use crate::nats;
-use crate::pipeline::decode::BatchMessage;
 use crate::retry::Retry;
 
 #[derive(clap::Args)]
@@ -36,8 +35,8 @@ pub struct Args {
     #[command(flatten)]
     selection: Selection,
 
-    /// Also letters that are marked as replayed; one that stands somewhere is still
-    /// not published
+    /// Also letters that are marked as replayed; one whose replay is found is still not
+    /// published
     #[arg(long)]
     again: bool,
 
@@ -60,12 +59,12 @@ const WINDOW: usize = 32;
 
 /// What became of the letters.
 #[derive(Debug, Default, Serialize)]
-struct Report {
+struct Outcome {
     selected: usize,
     published: usize,
     /// Not published: they are marked as replayed.
     replayed_before: usize,
-    /// Not published: their replay stands in the stream or in ClickHouse.
+    /// Not published: their replay is in the stream or in ClickHouse.
     found: usize,
     failed: usize,
     dry_run: bool,
@@ -73,7 +72,7 @@ struct Report {
 
 pub async fn run(args: Args, config: &Config, clickhouse: &ClickHouse) -> Result<ExitCode> {
     let selected = args.selection.letters(config, clickhouse).await?;
-    let mut report = Report {
+    let mut outcome = Outcome {
         selected: selected.len(),
         dry_run: args.dry_run,
         ..Default::default()
@@ -81,42 +80,61 @@ pub async fn run(args: Args, config: &Config, clickhouse: &ClickHouse) -> Result
     let (marked, letters): (Vec<_>, Vec<_>) = selected
         .into_iter()
         .partition(|letter| letter.replayed_at().is_some() && !args.again);
-    report.replayed_before = marked.len();
+    outcome.replayed_before = marked.len();
     for letter in marked {
         let when = letter.replayed_at().map_or_else(String::new, rfc3339);
         eprintln!("{}: was replayed at {when}, see --again", letter.name());
     }
-    if !letters.is_empty() {
-        let replay = Replay::open(config, clickhouse, &letters).await?;
+    for (lane, letters) in by_lane(letters, config)? {
+        let replay = Replay::open(config, clickhouse, lane, &letters).await?;
         for letters in pieces(&letters) {
-            replay.piece(letters, &mut report).await?;
+            replay.piece(letters, &mut outcome).await?;
         }
     }
-    print(&report, args.json)?;
-    Ok(if report.failed > 0 {
+    print(&outcome, args.json)?;
+    Ok(if outcome.failed > 0 {
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
     })
 }
 
-fn print(report: &Report, json: bool) -> Result<()> {
+/// Each lane with its letters, in their order.
+fn by_lane(letters: Vec<Letter>, config: &Config) -> Result<Vec<(Lane, Vec<Letter>)>> {
+    let lanes = Lane::all(config);
+    let mut of_lanes: Vec<_> = lanes.iter().map(|lane| (lane, Vec::new())).collect();
+    for letter in letters {
+        let lane = lane_of(&letter, &lanes)?;
+        let mut of_lanes = of_lanes.iter_mut();
+        if let Some((_, letters)) = of_lanes.find(|(other, _)| other.name == lane.name) {
+            letters.push(letter);
+        }
+    }
+    let of_lanes = of_lanes
+        .into_iter()
+        .filter(|(_, letters)| !letters.is_empty());
+    Ok(of_lanes
+        .map(|(lane, letters)| (lane.clone(), letters))
+        .collect())
+}
+
+fn print(outcome: &Outcome, json: bool) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     if json {
-        writeln!(stdout, "{}", serde_json::to_string(report)?)?;
+        writeln!(stdout, "{}", serde_json::to_string(outcome)?)?;
         return Ok(());
     }
-    let would = if report.dry_run {
+    let would = if outcome.dry_run {
         "would replay"
     } else {
         "replayed"
     };
-    let selected = super::dead_letters(report.selected);
-    write!(stdout, "{would} {} of {selected}", report.published)?;
+    let selected = super::dead_letters(outcome.selected);
+    write!(stdout, "{would} {} of {selected}", outcome.published)?;
     for (count, what) in [
-        (report.replayed_before, "marked as replayed before"),
-        (report.found, "found where a replay puts them"),
-        (report.failed, "failed"),
+        (outcome.replayed_before, "marked as replayed before"),
+        (outcome.found, "found where a replay puts them"),
+        (outcome.failed, "failed"),
     ] {
         if count > 0 {
             write!(stdout, "; {count} {what}")?;
@@ -145,48 +163,48 @@ fn pieces(mut letters: &[Letter]) -> impl Iterator<Item = &[Letter]> {
 struct Replay<'a> {
     clickhouse: &'a ClickHouse,
     jetstream: jetstream::Context,
-    stream: &'a str,
-    batch_subject: &'a str,
+    lane: Lane,
     in_stream: Found,
 }
 
 impl<'a> Replay<'a> {
     async fn open(
-        config: &'a Config,
+        config: &Config,
         clickhouse: &'a ClickHouse,
+        lane: Lane,
         letters: &[Letter],
     ) -> Result<Self> {
-        let messaging = &config.integrations.messaging;
-        let name = &messaging.jetstream.stream_name;
-        let jetstream = jetstream::new(nats::connect(messaging).await?);
+        let name = &lane.stream.name;
+        let jetstream = jetstream::new(nats::connect(&config.integrations.messaging).await?);
         let stream = nats::find_stream(&jetstream, name)
             .await?
             .with_context(|| format!("stream `{name}` does not exist: nothing can be published"))?;
-        let in_stream = already::in_stream(&jetstream, &stream, messaging, letters).await?;
+        let in_stream = already::in_stream(&jetstream, &stream, &lane, letters).await?;
         Ok(Self {
             clickhouse,
             jetstream,
-            stream: name,
-            batch_subject: &messaging.subjects.analytics_batch,
+            lane,
             in_stream,
         })
     }
 
     /// Publishes and marks letters.
-    async fn piece(&self, letters: &[Letter], report: &mut Report) -> Result<()> {
+    async fn piece(&self, letters: &[Letter], outcome: &mut Outcome) -> Result<()> {
         let mut found = self.in_stream.clone();
-        found.extend(already::in_clickhouse(self.clickhouse, letters).await?);
+        found.extend(
+            already::in_clickhouse(self.clickhouse, self.lane.kind.tables(), letters).await?,
+        );
         let (there, missing): (Vec<Letter>, Vec<Letter>) = letters
             .iter()
             .cloned()
             .partition(|letter| found.contains_key(&letter.replay_id()));
-        report.found += there.len();
+        outcome.found += there.len();
         for letter in &there {
             let place = found.get(&letter.replay_id()).map_or("", String::as_str);
             eprintln!("{}: not published, its replay {place}", letter.name());
         }
-        if report.dry_run {
-            report.published += missing.len();
+        if outcome.dry_run {
+            outcome.published += missing.len();
             return Ok(());
         }
 
@@ -205,19 +223,19 @@ impl<'a> Replay<'a> {
             match answer {
                 Ok(ack) => {
                     if ack.duplicate {
-                        report.found += 1;
+                        outcome.found += 1;
                         eprintln!(
                             "{}: JetStream had it already, as sequence {}",
                             letter.name(),
                             ack.sequence
                         );
                     } else {
-                        report.published += 1;
+                        outcome.published += 1;
                     }
                     done.push(letter.clone());
                 }
                 Err(error) => {
-                    report.failed += 1;
+                    outcome.failed += 1;
                     eprintln!("{}: cannot be published: {error}", letter.name());
                     if is_temporary(&error) {
                         lost_nats = Some(error);
@@ -260,7 +278,7 @@ impl<'a> Replay<'a> {
             .headers(headers(content))
             .message_id(letter.replay_id().to_string())
             // The subject may belong to another stream by now.
-            .expected_stream(self.stream)
+            .expected_stream(&self.lane.stream.name)
             .payload(self.payload(letter, content));
         let subject = letter.subject.clone();
         self.jetstream.send_publish(subject, message).await?.await
@@ -268,14 +286,10 @@ impl<'a> Replay<'a> {
 
     fn payload(&self, letter: &Letter, content: &Content) -> Bytes {
         let payload = content.payload();
-        match letter.payload_is(&payload, self.batch_subject) {
+        let kind = &*self.lane.kind;
+        match letter.payload_is(&payload, kind) {
             PayloadIs::Message => payload,
-            PayloadIs::Event => {
-                let batch = BatchMessage {
-                    events: vec![payload],
-                };
-                batch.encode_to_vec().into()
-            }
+            PayloadIs::Event => kind.batch_of(payload),
         }
     }
 

@@ -1,5 +1,7 @@
 //! Which letters: named ones, or all that filters let through.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
@@ -8,11 +10,12 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use super::letter::{self, Letter, Order};
+use crate::checkpoint;
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::native::Millis;
-use crate::config::{Config, Messaging};
-use crate::nats;
-use crate::pipeline::checkpoint;
+use crate::config::Config;
+use crate::lane::Lane;
+use crate::nats::{self, StreamSpec, covers};
 
 #[derive(clap::Args)]
 pub struct Filters {
@@ -36,8 +39,8 @@ const OTHERWISE: [&str; 5] = ["reason", "since", "replayed", "limit", "all"];
 /// A choice that has to be made before letters are published or deleted.
 #[derive(clap::Args)]
 pub struct Selection {
-    /// SEQUENCE or SEQUENCE/INDEX of the configured stream; for a stream that was
-    /// deleted STREAM/SEQUENCE/INDEX, as `list --json` writes it
+    /// SEQUENCE, SEQUENCE/INDEX or STREAM/SEQUENCE/INDEX; for a stream that was deleted
+    /// STREAM@CREATED/SEQUENCE/INDEX, as `list --json` writes it
     #[arg(
         value_name = "LETTER",
         conflicts_with_all = OTHERWISE,
@@ -60,7 +63,8 @@ pub struct Selection {
 /// A letter's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LetterId {
-    /// The stream's identity; `None` for the configured stream as it is now.
+    /// A stream's identity, or the name of a configured one as it is now; `None` where only
+    /// one is configured.
     stream: Option<String>,
     sequence: u64,
     index: u32,
@@ -71,7 +75,9 @@ impl FromStr for LetterId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (stream, rest) = match text.split_once('/') {
-            Some((stream, rest)) if stream.contains('@') => (Some(stream.to_owned()), rest),
+            Some((stream, rest)) if stream.parse::<u64>().is_err() => {
+                (Some(stream.to_owned()), rest)
+            }
             _ => (None, text),
         };
         let (sequence, index) = rest.split_once('/').unwrap_or((rest, "0"));
@@ -81,17 +87,23 @@ impl FromStr for LetterId {
                 sequence,
                 index,
             }),
-            _ => Err("expected SEQUENCE, SEQUENCE/INDEX or STREAM@CREATED/SEQUENCE/INDEX".into()),
+            _ => Err("expected SEQUENCE, SEQUENCE/INDEX, STREAM/SEQUENCE/INDEX or STREAM@CREATED/SEQUENCE/INDEX".into()),
         }
     }
 }
 
 impl Filters {
-    /// The SQL condition. Letters of the configured stream's name, whenever it was
+    /// The SQL condition. Letters of the configured streams' names, whenever they were
     /// made: another daemon may keep letters of its stream in the same table.
-    pub fn condition(&self, messaging: &Messaging) -> String {
-        let name = format!("{}@", messaging.jetstream.stream_name);
-        let mut all = vec![format!("startsWith(stream, {})", letter::quote(&name))];
+    pub fn condition(&self, lanes: &[Lane]) -> String {
+        let streams: Vec<String> = lanes
+            .iter()
+            .map(|lane| {
+                let name = format!("{}@", lane.stream.name);
+                format!("startsWith(stream, {})", letter::quote(&name))
+            })
+            .collect();
+        let mut all = vec![format!("({})", streams.join(" OR "))];
         if !self.reason.is_empty() {
             let reasons: Vec<String> = self.reason.iter().map(|it| letter::quote(it)).collect();
             all.push(format!("reason IN ({})", reasons.join(", ")));
@@ -125,7 +137,7 @@ impl Selection {
     }
 
     fn condition(&self, config: &Config) -> String {
-        self.filters.condition(&config.integrations.messaging)
+        self.filters.condition(&Lane::all(config))
     }
 }
 
@@ -135,12 +147,8 @@ pub async fn named(
     config: &Config,
     clickhouse: &ClickHouse,
 ) -> Result<Vec<Letter>> {
-    let current = if ids.iter().any(|id| id.stream.is_none()) {
-        current_stream(&config.integrations.messaging).await?
-    } else {
-        String::new()
-    };
-    let stream_of = |id: &LetterId| id.stream.clone().unwrap_or_else(|| current.clone());
+    let streams = Streams::of(ids, config).await?;
+    let stream_of = |id: &LetterId| streams.identity(id);
     let wanted: Vec<String> = ids
         .iter()
         .map(|id| {
@@ -167,10 +175,44 @@ pub async fn named(
     Ok(found)
 }
 
-/// The identity of the configured stream as it is now.
-async fn current_stream(messaging: &Messaging) -> Result<String> {
-    let name = &messaging.jetstream.stream_name;
-    let jetstream = jetstream::new(nats::connect(messaging).await?);
+/// The identities of configured streams as they are now, by their names.
+struct Streams(BTreeMap<String, String>);
+
+impl Streams {
+    /// Those that the names leave out.
+    async fn of(ids: &[LetterId], config: &Config) -> Result<Self> {
+        let mut streams = BTreeMap::new();
+        let lanes = Lane::all(config);
+        for id in ids {
+            let lane = match (id.stream.as_deref(), lanes.as_slice()) {
+                (Some(stream), _) if stream.contains('@') => continue,
+                (Some(stream), lanes) => lanes
+                    .iter()
+                    .find(|lane| lane.stream.name == stream)
+                    .with_context(|| format!("no stream `{stream}` is configured"))?,
+                (None, [lane]) => lane,
+                (None, _) => bail!(
+                    "several streams are configured: name the letter as STREAM/SEQUENCE/INDEX"
+                ),
+            };
+            let name = id.stream.clone().unwrap_or_default();
+            if let Entry::Vacant(entry) = streams.entry(name) {
+                entry.insert(current(config, lane).await?);
+            }
+        }
+        Ok(Self(streams))
+    }
+
+    fn identity(&self, id: &LetterId) -> String {
+        let name = id.stream.clone().unwrap_or_default();
+        self.0.get(&name).cloned().unwrap_or(name)
+    }
+}
+
+/// The identity of a lane's stream as it is now.
+async fn current(config: &Config, lane: &Lane) -> Result<String> {
+    let StreamSpec { name, consumer, .. } = &lane.stream;
+    let jetstream = jetstream::new(nats::connect(&config.integrations.messaging).await?);
     let stream = nats::find_stream(&jetstream, name)
         .await?
         .with_context(|| {
@@ -178,9 +220,23 @@ async fn current_stream(messaging: &Messaging) -> Result<String> {
                 "stream `{name}` does not exist: name the letter in full, as `list --json` does"
             )
         })?;
-    let consumer = &messaging.jetstream.consumer_name;
     let identity = checkpoint::identity(&jetstream, &stream, consumer).await?;
     Ok(identity.to_string())
+}
+
+/// The lane that a letter is of: that of its stream's name. For a stream that is not
+/// configured any more, the one that takes its subject.
+pub fn lane_of<'a>(letter: &Letter, lanes: &'a [Lane]) -> Result<&'a Lane> {
+    let name = letter.stream.split('@').next().unwrap_or_default();
+    let mut by_name = lanes.iter().filter(|lane| lane.stream.name == name);
+    let takes = |lane: &&Lane| {
+        let mut subjects = lane.stream.subjects.iter();
+        subjects.any(|pattern| covers(pattern, &letter.subject))
+    };
+    by_name
+        .next()
+        .or_else(|| lanes.iter().find(takes))
+        .with_context(|| format!("no configured stream takes `{}`", letter.subject))
 }
 
 fn since(text: &str) -> Result<Millis, String> {

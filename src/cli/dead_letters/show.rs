@@ -11,6 +11,7 @@ use super::letter::{self, Letter, Order, rfc3339};
 use super::select::{self, Filters, LetterId};
 use crate::clickhouse::ClickHouse;
 use crate::config::Config;
+use crate::lane::Lane;
 
 #[derive(clap::Args)]
 pub struct ListArgs {
@@ -28,8 +29,8 @@ pub struct ListArgs {
 
 #[derive(clap::Args)]
 pub struct ShowArgs {
-    /// SEQUENCE or SEQUENCE/INDEX of the configured stream; for a stream that was
-    /// deleted STREAM/SEQUENCE/INDEX, as `list --json` writes it
+    /// SEQUENCE, SEQUENCE/INDEX or STREAM/SEQUENCE/INDEX; for a stream that was deleted
+    /// STREAM@CREATED/SEQUENCE/INDEX, as `list --json` writes it
     letter: LetterId,
 
     /// One JSON object, with the payload in base64
@@ -38,7 +39,7 @@ pub struct ShowArgs {
 }
 
 pub async fn list(args: ListArgs, config: &Config, clickhouse: &ClickHouse) -> Result<ExitCode> {
-    let condition = args.filters.condition(&config.integrations.messaging);
+    let condition = args.filters.condition(&Lane::all(config));
     let letters =
         letter::find(clickhouse, &condition, Order::NewestFirst, Some(args.limit)).await?;
     let mut stdout = std::io::stdout().lock();
@@ -109,7 +110,7 @@ fn one_line(text: &str) -> String {
 pub async fn show(args: ShowArgs, config: &Config, clickhouse: &ClickHouse) -> Result<ExitCode> {
     let letters = select::named(&[args.letter], config, clickhouse).await?;
     let contents = letter::contents(clickhouse, &letters).await?;
-    let batch_subject = &config.integrations.messaging.subjects.analytics_batch;
+    let lanes = Lane::all(config);
     let mut stdout = std::io::stdout().lock();
     // More than one where a stream has lost its tail and used a sequence twice.
     for letter in &letters {
@@ -117,7 +118,8 @@ pub async fn show(args: ShowArgs, config: &Config, clickhouse: &ClickHouse) -> R
             continue;
         };
         let payload = content.payload();
-        let payload_is = letter.payload_is(&payload, batch_subject).as_str();
+        let kind = &*select::lane_of(letter, &lanes)?.kind;
+        let payload_is = letter.payload_is(&payload, kind).as_str();
         if args.json {
             let mut object = letter.to_json();
             object["payload_is"] = payload_is.into();

@@ -34,6 +34,24 @@ impl Figures {
         self.of(family).map(|(_, value)| value).sum()
     }
 
+    /// The series of one lane, without that label.
+    pub fn of_lane(&self, lane: &str) -> Self {
+        let label = format!("lane=\"{lane}\"");
+        let series = self.0.iter().filter_map(|(series, value)| {
+            let (name, labels) = series.split_once('{')?;
+            let labels: Vec<&str> = labels.trim_end_matches('}').split(',').collect();
+            let others = labels.iter().filter(|other| **other != label);
+            let others = others.copied().collect::<Vec<_>>();
+            let series = match others.as_slice() {
+                _ if others.len() == labels.len() => return None,
+                [] => name.to_owned(),
+                others => format!("{name}{{{}}}", others.join(",")),
+            };
+            Some((series, *value))
+        });
+        Self(series.collect())
+    }
+
     /// When the process was started, in Unix time; told on Linux only.
     pub fn start(&self) -> Option<u64> {
         Some(self.count("process_start_time_seconds")).filter(|start| *start > 0)
@@ -118,6 +136,20 @@ process_start_time_seconds 1000
         assert_eq!(figures.quantile("other", 0.5), None);
         assert_eq!(figures.sum("letters"), 7);
         assert_eq!(figures.of("letters").next(), Some(("one", 3)));
+    }
+
+    #[test]
+    fn the_figures_of_a_lane_are_its_own() {
+        let text = "\
+analytics_received{lane=\"a\"} 1
+analytics_received{lane=\"b\"} 2
+analytics_letters{lane=\"a\",reason=\"one\"} 3
+process_start_time_seconds 1000
+";
+        let figures = Figures::parse(text).of_lane("a");
+        assert_eq!(figures.count("received"), 1);
+        assert_eq!(figures.of("letters").next(), Some(("one", 3)));
+        assert_eq!(figures.start(), None);
     }
 
     #[test]

@@ -15,23 +15,35 @@ use time::OffsetDateTime;
 
 use super::Look;
 use super::figures::Figures;
-use crate::http;
-use crate::metrics::Role;
+use crate::clickhouse::tables::DEAD_LETTERS;
+use crate::http::{HealthReport, LaneReport};
+use crate::lane::metrics::Role;
 
 /// Serialized, it is the command's JSON.
 #[derive(Serialize)]
 pub struct Overview<'a> {
     address: SocketAddr,
-    health: &'a http::Report,
+    health: &'a HealthReport,
     /// On Linux only.
     process: Option<Process>,
+    /// Seconds from the look before to this one.
+    last_seconds: f64,
+    lanes: Vec<LaneOverview<'a>>,
+}
+
+#[derive(Serialize)]
+struct LaneOverview<'a> {
+    lane: &'a str,
+    #[serde(skip)]
+    health: &'a LaneReport,
     in_flight: InFlight,
     /// `None` where another instance knows.
     stream: Option<Stream>,
     /// By reason.
-    dead_letters: BTreeMap<&'a str, u64>,
+    dead_letters: BTreeMap<String, u64>,
+    #[serde(skip)]
     last_seconds: f64,
-    /// From the look before to this one, so many seconds.
+    /// From the look before to this one.
     last: Span,
     since_start: Span,
 }
@@ -83,7 +95,11 @@ impl Span {
     fn new(figures: &Figures) -> Self {
         Self {
             received: figures.count("events_received_total"),
-            stored: figures.count(r#"events_stored_total{table="analytics_events"}"#),
+            stored: figures
+                .of("events_stored_total")
+                .filter(|(table, _)| *table != DEAD_LETTERS)
+                .map(|(_, rows)| rows)
+                .sum(),
             dead_letters: figures.sum("dead_letters_total"),
             returned: figures.count("events_returned_total"),
             expired: figures.count("events_expired_total"),
@@ -107,23 +123,16 @@ impl<'a> Overview<'a> {
             cpu_seconds: figures.count("process_cpu_seconds_total"),
             memory_bytes: figures.count("process_resident_memory_bytes"),
         });
+        let lanes = now.health.lanes.iter();
+        let last_seconds = now.at.duration_since(before.at).as_secs_f64();
         Self {
             address,
             health: &now.health,
             process,
-            in_flight: InFlight {
-                events: figures.count("events_in_flight"),
-                bytes: figures.count("in_flight_bytes"),
-                ranges: figures.count("in_flight_ranges"),
-            },
-            stream: now.health.lag.map(|_| Stream {
-                bytes: figures.count("stream_bytes"),
-                max_bytes: Some(figures.count("stream_max_bytes")).filter(|max| *max > 0),
-            }),
-            dead_letters: figures.of("dead_letters_total").collect(),
-            last_seconds: now.at.duration_since(before.at).as_secs_f64(),
-            last: Span::new(&figures.since(&before.figures)),
-            since_start: Span::new(figures),
+            last_seconds,
+            lanes: lanes
+                .map(|lane| LaneOverview::between(lane, &before.figures, figures, last_seconds))
+                .collect(),
         }
     }
 
@@ -151,33 +160,76 @@ pub fn print_error(error: &Error, as_json: bool) -> Result<()> {
 
 impl fmt::Display for Overview<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let health = self.health;
-        let role = health.role.map(Role::as_str);
+        let (health, address) = (self.health, self.address);
+        let (version, status) = (&health.version, health.status);
+        writeln!(f, "analytics-server {version} at {address}: {status}\n")?;
+        let process = self.process.as_ref().map(|process| {
+            let up = FormattedDuration(Duration::from_secs(process.uptime_seconds));
+            let share = process.cpu_seconds as f64 / process.uptime_seconds.max(1) as f64 * 100.0;
+            let memory = size(process.memory_bytes);
+            format!("up {up}, {share:.0} % CPU on average, {memory}")
+        });
+        for (name, state) in [
+            ("NATS", Some(&health.nats)),
+            ("ClickHouse", Some(&health.clickhouse)),
+            ("schema", Some(&health.schema)),
+            ("process", process.as_ref()),
+        ] {
+            if let Some(state) = state {
+                writeln!(f, "{name:<14}{state}")?;
+            }
+        }
+        self.lanes.iter().try_for_each(|lane| write!(f, "\n{lane}"))
+    }
+}
+
+impl<'a> LaneOverview<'a> {
+    fn between(health: &'a LaneReport, before: &Figures, now: &Figures, last_seconds: f64) -> Self {
+        let since_before = now.since(before).of_lane(&health.lane);
+        let figures = now.of_lane(&health.lane);
+        let dead_letters = figures.of("dead_letters_total");
+        Self {
+            lane: &health.lane,
+            health,
+            in_flight: InFlight {
+                events: figures.count("events_in_flight"),
+                bytes: figures.count("in_flight_bytes"),
+                ranges: figures.count("in_flight_ranges"),
+            },
+            stream: health.lag.map(|_| Stream {
+                bytes: figures.count("stream_bytes"),
+                max_bytes: Some(figures.count("stream_max_bytes")).filter(|max| *max > 0),
+            }),
+            dead_letters: dead_letters
+                .map(|(reason, number)| (reason.to_owned(), number))
+                .collect(),
+            last_seconds,
+            last: Span::new(&since_before),
+            since_start: Span::new(&figures),
+        }
+    }
+}
+
+impl fmt::Display for LaneOverview<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let role = self.health.role.map(Role::as_str);
         let role = role.unwrap_or("neither active nor standby");
-        let (version, address) = (&health.version, self.address);
-        let status = health.status;
-        writeln!(
-            f,
-            "analytics-server {version} at {address}: {status}, {role}\n"
-        )?;
+        writeln!(f, "lane {}: {}, {role}", self.lane, self.health.status)?;
         self.state()
             .try_for_each(|(name, state)| writeln!(f, "{name:<14}{state}"))?;
         let span = format!("last {:.0} s", self.last_seconds);
-        writeln!(f, "\n{:<14}{span:>14}{:>16}", "", "since start")?;
+        writeln!(f, "{:<14}{span:>14}{:>16}", "", "since start")?;
         self.table()
             .try_for_each(|(name, last, all)| writeln!(f, "{name:<14}{last:>14}{all:>16}"))
     }
 }
 
-impl Overview<'_> {
+impl LaneOverview<'_> {
     /// How it is now: names and states.
     fn state(&self) -> impl Iterator<Item = (&str, String)> {
         let health = self.health;
         let dead_letters = self.dead_letters.iter().filter(|(_, number)| **number > 0);
         [
-            ("NATS", health.nats.clone()),
-            ("ClickHouse", health.clickhouse.clone()),
-            ("schema", health.schema.clone()),
             ("pipeline", health.pipeline.clone()),
             (
                 "lag",
@@ -222,15 +274,6 @@ impl Overview<'_> {
             ),
         ]
         .into_iter()
-        .chain(self.process.iter().map(|process| {
-            let up = FormattedDuration(Duration::from_secs(process.uptime_seconds));
-            let share = process.cpu_seconds as f64 / process.uptime_seconds.max(1) as f64 * 100.0;
-            let memory = size(process.memory_bytes);
-            (
-                "process",
-                format!("up {up}, {share:.0} % CPU on average, {memory}"),
-            )
-        }))
         .chain(dead_letters.map(|(reason, number)| {
             let number = HumanCount(*number);
             ("dead letters", format!("{number} {reason}"))

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use crate::pipeline::message::Message;
+use crate::nats::Message;
 
 /// Messages, which may be empty.
 const MESSAGES: usize = 20_000;
@@ -62,7 +62,7 @@ impl Chunk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::message::Headers;
+    use crate::nats::Headers;
 
     fn message(sequence: u64, bytes: usize) -> Message {
         Message {

@@ -10,10 +10,11 @@ use time::Date;
 
 use super::Span;
 use crate::clickhouse::ClickHouse;
+use crate::clickhouse::tables::Tables;
 use crate::clickhouse::views::View;
 
-/// An instance that works inserts while this one reads: a view that differs is
-/// looked at again so often, a second apart.
+/// An active instance inserts while this one reads: a view that differs is looked at
+/// again so often, a second apart.
 const LOOKS: u32 = 10;
 
 #[derive(Debug, Serialize)]
@@ -22,13 +23,13 @@ pub struct Day {
     pub day: Date,
     pub events: u64,
     /// Rows of an event beyond its first.
-    pub double_events: u64,
+    pub duplicate_events: u64,
     pub views_that_differ: Vec<String>,
 }
 
 impl Day {
     pub fn is_exact(&self) -> bool {
-        self.double_events == 0 && self.views_that_differ.is_empty()
+        self.duplicate_events == 0 && self.views_that_differ.is_empty()
     }
 }
 
@@ -39,17 +40,18 @@ fn as_text<S: Serializer>(day: &Date, serializer: S) -> Result<S::Ok, S::Error> 
 /// The days that have events or rows in a view. `at_rest` says that nobody inserts.
 pub async fn compare(
     clickhouse: &ClickHouse,
+    tables: &Tables,
     views: &[View],
     span: Span,
     at_rest: bool,
 ) -> Result<Vec<Day>> {
     let mut days = Vec::new();
-    for day in days_with_rows(clickhouse, views, span).await? {
-        let (events, double_events) = count(clickhouse, day).await?;
+    for day in days_with_rows(clickhouse, tables, views, span).await? {
+        let (events, duplicate_events) = count(clickhouse, tables, day).await?;
         days.push(Day {
             day,
             events,
-            double_events,
+            duplicate_events,
             views_that_differ: views
                 .iter()
                 .filter(|view| view.keeps(day))
@@ -78,6 +80,7 @@ pub async fn compare(
 
 async fn days_with_rows(
     clickhouse: &ClickHouse,
+    tables: &Tables,
     views: &[View],
     span: Span,
 ) -> Result<BTreeSet<Date>> {
@@ -85,8 +88,9 @@ async fn days_with_rows(
     struct Found {
         day: String,
     }
-    let sql = "SELECT DISTINCT toString(toDate(server_ts)) AS day FROM analytics_events";
-    let found: Vec<Found> = clickhouse.rows(sql, &[]).await?;
+    let Tables { events, time, .. } = tables;
+    let sql = format!("SELECT DISTINCT toString(toDate({time})) AS day FROM {events}");
+    let found: Vec<Found> = clickhouse.rows(&sql, &[]).await?;
     let of_events = found
         .iter()
         .map(|found| super::day(&found.day).map_err(anyhow::Error::msg));
@@ -98,17 +102,21 @@ async fn days_with_rows(
     Ok(days)
 }
 
-async fn count(clickhouse: &ClickHouse, day: Date) -> Result<(u64, u64)> {
+async fn count(clickhouse: &ClickHouse, tables: &Tables, day: Date) -> Result<(u64, u64)> {
     #[derive(Row, Deserialize)]
     struct Count {
         events: u64,
         distinct: u64,
     }
+    let Tables { events, time, .. } = tables;
     let rows: Vec<Count> = clickhouse
         .rows(
-            "SELECT count() AS events, uniqExact(stream, stream_seq, batch_index, received_at) AS distinct
-             FROM analytics_events
-             WHERE server_ts >= toDateTime({day:Date}, 'UTC') AND server_ts < toDateTime({day:Date} + 1, 'UTC')",
+            &format!(
+                "SELECT count() AS events, uniqExact(stream, stream_seq, batch_index, received_at) AS distinct
+                 FROM {events}
+                 WHERE {time} >= toDateTime({{day:Date}}, 'UTC')
+                     AND {time} < toDateTime({{day:Date}} + 1, 'UTC')"
+            ),
             &[("day", &day.to_string())],
         )
         .await?;

@@ -1,6 +1,7 @@
 //! The messages of the stream, and what ClickHouse holds of each.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use async_nats::jetstream;
@@ -13,18 +14,19 @@ use super::Span;
 use super::chunk::Chunk;
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::native::Millis;
-use crate::clickhouse::stored::{self, Origin as RowOrigin};
+use crate::clickhouse::stored::{self, Origin, Place};
+use crate::clickhouse::tables::DEAD_LETTERS;
 use crate::config::Config;
-use crate::nats::StreamId;
-use crate::pipeline::consume::{Consumer, Delivery, Settings};
-use crate::pipeline::decode::Decoder;
-use crate::pipeline::message::Message;
+use crate::lane::Lane;
+use crate::lane::consume::{Consumer, Delivery, Durable};
+use crate::lane::encode::Encoder;
+use crate::nats::{Message, StreamId};
 
 /// Interruptions in a row before it is given up.
 const MOST_INTERRUPTIONS: u32 = 5;
 
 /// What there is to compare with.
-pub struct Origin {
+pub struct Witness {
     pub jetstream: jetstream::Context,
     pub stream: Stream,
     /// The identity under which its messages are stored.
@@ -47,28 +49,28 @@ pub struct Comparison {
     pub first_missing: Option<u64>,
 }
 
-/// Reads what the stream still has of `span`, and looks for it in ClickHouse.
+/// Reads what the stream of a lane still has of `span`, and looks for it in ClickHouse.
 pub async fn compare(
     config: &Config,
     clickhouse: &ClickHouse,
-    origin: Origin,
+    lane: &Lane,
+    witness: Witness,
     span: Span,
 ) -> Result<Comparison> {
-    let Origin {
+    let Witness {
         jetstream,
         stream,
         identity,
         committed,
-    } = origin;
-    let messaging = &config.integrations.messaging;
+    } = witness;
     let max_payload = jetstream.client().server_info().max_payload;
-    let mut settings = Settings::new(messaging, max_payload);
+    let mut durable = Durable::new(&lane.stream, max_payload);
     // Beside the daemon's own, which this must not touch.
-    settings.name.push_str("-verify");
+    durable.name.push_str("-verify");
     let id = identity.to_string();
     let mut verifier = Verifier {
         clickhouse,
-        decoder: Decoder::new(&id, &messaging.subjects),
+        encoder: Encoder::new(Arc::clone(&lane.kind), id.clone()),
         oldest: Millis(midnight(Span::all(config).first)),
         chunk: Chunk::default(),
         found: Comparison {
@@ -85,7 +87,7 @@ pub async fn compare(
         let mut consumer = Consumer::new(
             jetstream.clone(),
             stream.clone(),
-            settings.clone(),
+            durable.clone(),
             after,
             careful_until,
         );
@@ -106,7 +108,7 @@ pub async fn compare(
         }
     }
     // It may never have been made.
-    let _ = stream.delete_consumer(&settings.name).await;
+    let _ = stream.delete_consumer(&durable.name).await;
     verifier.compare().await?;
     Ok(verifier.found)
 }
@@ -148,7 +150,7 @@ async fn read(
 
 struct Verifier<'a> {
     clickhouse: &'a ClickHouse,
-    decoder: Decoder,
+    encoder: Encoder,
     /// ClickHouse may have dropped what is older.
     oldest: Millis,
     chunk: Chunk,
@@ -157,7 +159,7 @@ struct Verifier<'a> {
 
 impl Verifier<'_> {
     async fn add(&mut self, message: Message) -> Result<()> {
-        let rows = self.decoder.rows(&message);
+        let rows = self.encoder.kind().rows(&message);
         if !self.chunk.has_room_for(&message, rows) {
             self.compare().await?;
         }
@@ -170,32 +172,32 @@ impl Verifier<'_> {
         if chunk.is_empty() {
             return Ok(());
         }
-        let held = async |table| -> Result<HashSet<RowOrigin>> {
+        let held = async |table| -> Result<HashSet<Origin>> {
             let stream = &self.found.stream;
             let rows = stored::origins_in(self.clickhouse, table, stream, &chunk.runs).await?;
             Ok(rows.into_iter().collect())
         };
-        let (events, letters) = (held("analytics_events").await?, held("dead_letters").await?);
-        for message in &chunk.messages {
-            let (mut missing_events, mut missing_letters) = (0, 0);
-            self.decoder.each(message, |fate| match fate {
-                Ok(event) => {
-                    let origin = RowOrigin::of(&event.source);
-                    // What ClickHouse refused is a dead letter.
-                    let is_held = events.contains(&origin) || letters.contains(&origin);
-                    missing_events += u64::from(event.server_ts >= self.oldest && !is_held);
-                }
-                Err(letter) => {
-                    let is_held = letters.contains(&RowOrigin::of(&letter.source));
-                    missing_letters += u64::from(!is_held);
-                }
+        let events = held(self.encoder.kind().tables().events).await?;
+        let letters = held(DEAD_LETTERS).await?;
+        self.found.messages += chunk.messages.len() as u64;
+        let mut next = Some(Place(0, 0));
+        while let Some(from) = next {
+            let (piece, after) = self.encoder.piece(&chunk.messages, from);
+            let missing = piece.events.iter().filter(|event| {
+                let origin = event.source.origin();
+                // What ClickHouse refused is a dead letter.
+                let is_held = events.contains(&origin) || letters.contains(&origin);
+                event.row.time >= self.oldest && !is_held
             });
-            self.found.messages += 1;
-            self.found.missing_events += missing_events;
-            self.found.missing_dead_letters += missing_letters;
-            if missing_events > 0 {
-                self.found.first_missing.get_or_insert(message.sequence);
+            for event in missing {
+                self.found.missing_events += 1;
+                let sequence = event.source.place.0;
+                self.found.first_missing.get_or_insert(sequence);
             }
+            let of_piece = piece.dead_letters.iter();
+            let missing = of_piece.filter(|it| !letters.contains(&it.source.origin()));
+            self.found.missing_dead_letters += missing.count() as u64;
+            next = after;
         }
         Ok(())
     }

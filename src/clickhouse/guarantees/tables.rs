@@ -4,38 +4,53 @@ use std::collections::HashMap;
 
 use clickhouse::error::Error;
 
-use super::{Finding, Setting, Topic};
+use super::{Setting, Shortcoming, Topic};
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::migrations::quote_identifier;
-use crate::clickhouse::reach::{Catalog, INSERTED_INTO, Name, Table};
+use crate::clickhouse::reach::{Catalog, Name, Table};
 use crate::clickhouse::{row_policy, schema};
 
-/// What is wrong with the tables that inserts reach, in whatever database.
-pub async fn of_tables(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
+/// What is wrong with the tables that inserts into these reach, in whatever database.
+pub async fn of_tables(
+    clickhouse: &ClickHouse,
+    inserted_into: &[&str],
+) -> Result<Vec<Shortcoming>, Error> {
     let defaults = table_defaults(clickhouse).await?;
     let missing = schema::missing(clickhouse).await?;
-    let reach = Catalog::read(clickhouse).await?.reach(&INSERTED_INTO);
+    let reach = Catalog::read(clickhouse).await?.reach(inserted_into);
     let (home, user) = (clickhouse.database(), clickhouse.user());
     let mut filtered = Vec::new();
     for table in reach.tables.iter().map(Table::name) {
-        let is_asked = table.database == home && INSERTED_INTO.contains(&table.table.as_str());
-        if is_asked && row_policy::hides_rows_of(clickhouse, &table).await? {
+        if is_one_of(inserted_into, home, &table)
+            && row_policy::hides_rows_of(clickhouse, &table).await?
+        {
             filtered.push(of_filtered(&table, clickhouse));
         }
     }
     let tables = reach.tables.iter();
     Ok(tables
-        .flat_map(|table| of_table(table, home, &defaults))
+        .flat_map(|table| {
+            let is_inserted_into = is_one_of(inserted_into, home, &table.name());
+            of_table(table, is_inserted_into, home, &defaults)
+        })
         .chain(reach.strange.iter().map(|view| of_strange(view, home)))
         .chain(reach.unseen.iter().map(|name| of_unseen(name, user)))
-        .chain(missing.into_iter().map(of_missing))
+        .chain(
+            missing
+                .into_iter()
+                .map(|missing| of_missing(missing, inserted_into)),
+        )
         .chain(filtered)
         .collect())
 }
 
-fn of_filtered(table: &Name, clickhouse: &ClickHouse) -> Finding {
+fn is_one_of(inserted_into: &[&str], home: &str, table: &Name) -> bool {
+    table.database == home && inserted_into.contains(&table.table.as_str())
+}
+
+fn of_filtered(table: &Name, clickhouse: &ClickHouse) -> Shortcoming {
     let shown = table.shown_in(clickhouse.database());
-    Finding::fatal(
+    Shortcoming::fatal(
         Topic::Rights,
         row_policy::problem(&shown),
         row_policy::remedy(clickhouse, table),
@@ -43,9 +58,9 @@ fn of_filtered(table: &Name, clickhouse: &ClickHouse) -> Finding {
 }
 
 /// A window view, a live view: they count what they are given, and know no token.
-fn of_strange(view: &Table, home: &str) -> Finding {
+fn of_strange(view: &Table, home: &str) -> Shortcoming {
     let (name, engine) = (view.name(), &view.engine);
-    Finding::fatal(
+    Shortcoming::fatal(
         Topic::Deduplication,
         format!(
             "`{}` is a {engine}, which would count a repeated insert again",
@@ -55,8 +70,8 @@ fn of_strange(view: &Table, home: &str) -> Finding {
     )
 }
 
-fn of_unseen(name: &Name, user: &str) -> Finding {
-    Finding::fatal(
+fn of_unseen(name: &Name, user: &str) -> Shortcoming {
+    Shortcoming::fatal(
         Topic::Deduplication,
         format!("inserts reach `{name}`, and this user cannot see whether it recognises a repeat"),
         format!(
@@ -67,15 +82,15 @@ fn of_unseen(name: &Name, user: &str) -> Finding {
     )
 }
 
-fn of_missing((name, file): (&str, &str)) -> Finding {
-    Finding {
+fn of_missing((name, file): (&str, &str), inserted_into: &[&str]) -> Shortcoming {
+    Shortcoming {
         topic: Topic::Schema,
         detail: format!("`{name}` is missing"),
         remedy: format!(
             "run its CREATE statement of migrations/{file}, then `analytics-server verify --repair`"
         ),
         // Without a view, what it counts stands still; without one of these, everything.
-        fatal: INSERTED_INTO.contains(&name),
+        fatal: inserted_into.contains(&name),
     }
 }
 
@@ -94,7 +109,12 @@ const LEAST_SECONDS: u64 = 7 * 86_400;
 /// What a view may write to that keeps nothing: its own views are what counts.
 const KEEPS_NOTHING: &str = "Null";
 
-fn of_table(table: &Table, home: &str, defaults: &HashMap<String, String>) -> Vec<Finding> {
+fn of_table(
+    table: &Table,
+    is_inserted_into: bool,
+    home: &str,
+    defaults: &HashMap<String, String>,
+) -> Vec<Shortcoming> {
     let name = table.name();
     let shown = name.shown_in(home);
     if table.engine == KEEPS_NOTHING {
@@ -102,7 +122,7 @@ fn of_table(table: &Table, home: &str, defaults: &HashMap<String, String>) -> Ve
     }
     if !table.engine.ends_with("MergeTree") {
         let engine = &table.engine;
-        return vec![Finding::fatal(
+        return vec![Shortcoming::fatal(
             Topic::Deduplication,
             format!("table `{shown}` is a {engine}, which would count a repeated insert again"),
             "let its view write to a MergeTree with a deduplication window".to_owned(),
@@ -119,9 +139,9 @@ fn of_table(table: &Table, home: &str, defaults: &HashMap<String, String>) -> Ve
         };
         format!("ALTER TABLE {table} MODIFY SETTING {setting} = {value}")
     };
-    let mut findings = Vec::new();
+    let mut shortcomings = Vec::new();
     let mut missing = |detail, remedy| {
-        findings.push(Finding::fatal(Topic::Deduplication, detail, remedy));
+        shortcomings.push(Shortcoming::fatal(Topic::Deduplication, detail, remedy));
     };
 
     let replicated = table.is_replicated();
@@ -143,14 +163,13 @@ fn of_table(table: &Table, home: &str, defaults: &HashMap<String, String>) -> Ve
         missing(detail, mend(seconds, LEAST_SECONDS));
     }
     // ClickHouse takes either this or the insert's own setting for a yes.
-    let is_named = name.database == home && INSERTED_INTO.contains(&name.table.as_str());
-    if is_named && number("async_insert", 0) != 0 {
+    if is_inserted_into && number("async_insert", 0) != 0 {
         let detail = format!(
             "table `{shown}` has async_insert set, so inserts are queued and their tokens do not count"
         );
         missing(detail, mend("async_insert", 0));
     }
-    findings
+    shortcomings
 }
 
 /// The server's own defaults of what a table can set. Not every user may see them: then
@@ -188,10 +207,10 @@ mod tests {
         let defaults = defaults
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        of_table(&table, "d", &defaults.collect())
+        of_table(&table, true, "d", &defaults.collect())
             .into_iter()
-            .map(|finding| {
-                let remedy = finding
+            .map(|shortcoming| {
+                let remedy = shortcoming
                     .remedy
                     .strip_prefix("ALTER TABLE `dead_letters` MODIFY SETTING ");
                 remedy.unwrap().to_owned()
@@ -242,8 +261,15 @@ mod tests {
 
     #[test]
     fn a_target_that_knows_no_tokens_is_refused_unless_it_keeps_nothing() {
-        let findings = |engine| of_table(&Table::of_engine("e", "t", engine), "d", &HashMap::new());
-        let memory = &findings("Memory")[0];
+        let shortcomings = |engine| {
+            of_table(
+                &Table::of_engine("e", "t", engine),
+                false,
+                "d",
+                &HashMap::new(),
+            )
+        };
+        let memory = &shortcomings("Memory")[0];
         assert_eq!(
             (memory.detail.as_str(), memory.fatal),
             (
@@ -251,9 +277,9 @@ mod tests {
                 true
             )
         );
-        assert_eq!(findings("Null"), []);
+        assert_eq!(shortcomings("Null"), []);
         assert_eq!(
-            findings("SummingMergeTree ORDER BY a")[0].remedy,
+            shortcomings("SummingMergeTree ORDER BY a")[0].remedy,
             "ALTER TABLE `e`.`t` MODIFY SETTING non_replicated_deduplication_window = 10000"
         );
     }

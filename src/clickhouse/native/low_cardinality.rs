@@ -7,8 +7,8 @@
 
 use foldhash::{HashMap, HashMapExt};
 
+use super::Plain;
 use super::value::Value;
-use super::{Column, Plain};
 
 /// A column of strings that repeat.
 #[derive(Debug)]
@@ -63,19 +63,23 @@ impl Default for LowCardinality {
     }
 }
 
-impl Column for LowCardinality {
-    const TYPE: &'static str = "LowCardinality(String)";
+impl LowCardinality {
+    /// ClickHouse's name of the type.
+    pub(super) const TYPE: &'static str = "LowCardinality(String)";
 
-    fn rows(&self) -> usize {
+    /// Rows up to the last one that was set.
+    pub(super) fn rows(&self) -> usize {
         self.rows.len()
     }
 
-    fn size(&self, rows: usize) -> usize {
+    /// Bytes that `rows` rows take in a block, or a few more.
+    pub(super) fn size(&self, rows: usize) -> usize {
         let counts = 4 * size_of::<u64>();
-        counts + self.values.size(self.values.rows()) + rows * Width::Two.bytes()
+        counts + self.values.bytes().len() + rows * Width::Two.bytes()
     }
 
-    fn write(parts: Vec<(Self, usize)>, out: &mut Vec<u8>) {
+    /// Writes columns one after the other, each with its number of rows, as one.
+    pub(super) fn write(parts: Vec<(Self, usize)>, out: &mut Vec<u8>) {
         let mut parts = parts.into_iter();
         let Some((mut column, mut rows)) = parts.next() else {
             return;
@@ -109,7 +113,7 @@ impl LowCardinality {
         VERSION.write(out);
         (width as u64 | HAS_ADDITIONAL_KEYS).write(out);
         (values as u64).write(out);
-        Column::write(vec![(self.values, values)], out);
+        out.extend_from_slice(self.values.bytes());
         (rows as u64).write(out);
         self.rows.resize(rows, DEFAULT);
         let bytes = self.rows.iter().map(|number| number.to_le_bytes());
@@ -149,7 +153,7 @@ mod tests {
 
     fn written(column: LowCardinality, rows: usize) -> Vec<u8> {
         let mut out = Vec::new();
-        Column::write(vec![(column, rows)], &mut out);
+        LowCardinality::write(vec![(column, rows)], &mut out);
         out
     }
 
@@ -195,7 +199,7 @@ mod tests {
         let first = column(&[(0, "a"), (1, "b")]);
         let second = column(&[(1, "c"), (2, "b"), (3, "d")]);
         let mut out = Vec::new();
-        Column::write(vec![(first, 3), (second, 5)], &mut out);
+        LowCardinality::write(vec![(first, 3), (second, 5)], &mut out);
         let whole = column(&[(0, "a"), (1, "b"), (4, "c"), (5, "b"), (6, "d")]);
         assert_eq!(out, written(whole, 8));
     }

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use analytics_server::internal::Population;
 use analytics_server::pb::AnalyticsEvent;
-use analytics_server::sample::Population;
 use prost::Message as _;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -33,7 +33,7 @@ struct Batch {
 
 /// Bytes that are one event of a batch or the whole of a message, and their fate.
 struct Written {
-    subject: &'static str,
+    subject: String,
     bytes: Vec<u8>,
     dead_because: Option<&'static str>,
 }
@@ -145,7 +145,7 @@ impl Author {
         bytes.extend([0xe2, 0x03, 0x03, b'n', b'e', b'w']);
         let subjects = ["poll.created", "poll.closed", "call.started"];
         Written {
-            subject: subjects.choose(&mut self.rng).unwrap(),
+            subject: (*subjects.choose(&mut self.rng).unwrap()).to_owned(),
             bytes,
             dead_because: None,
         }

@@ -5,8 +5,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::SystemTime;
 
+use analytics_server::internal::Population;
 use analytics_server::pb;
-use analytics_server::sample::Population;
 use prost::Message;
 use uuid::Uuid;
 
