@@ -155,12 +155,13 @@ for rule in rules:
     if f"alertname: {name}\n" not in tested and f'alertname="{name}"' not in tested:
         wrong.append(f"alerts_test.yml: {name} is not tested")
 
-headings = re.findall(r"^#+ +(.+)$", pathlib.Path("docs/operations.md").read_text(), re.MULTILINE)
+headings = re.findall(r"^#+ +(.+)$", pathlib.Path("docs/alarms.md").read_text(), re.MULTILINE)
 anchors = {re.sub(r"[^\w\- ]", "", line).lower().replace(" ", "-") for line in headings}
 for rule in rules:
     url = rule.get("annotations", {}).get("runbook_url", "")
-    if url and url.partition("#")[2] not in anchors:
-        wrong.append(f"docs/operations.md has no section for `{url}`")
+    page, _, anchor = url.partition("#")
+    if url and not (page.endswith("docs/alarms.md") and anchor in anchors):
+        wrong.append(f"docs/alarms.md has no section for `{url}`")
 
 # What the tests saw at /metrics.
 snapshot = "tests/it/snapshots/it__http__every_metric_is_there_from_the_start.snap"
