@@ -1,23 +1,24 @@
 #!/usr/bin/env bash
-# Breaks everything at random for as long as one wants, and counts what came of it.
+# Breaks everything at random for as long as you like, and counts the damage.
 set -euo pipefail
 
 usage() {
   cat <<'EOF'
 Usage: scripts/chaos.sh [OPTIONS]
 
-Publishes events of all kinds while ClickHouse alone is killed, in the middle of
-small inserts, as fast as it comes up; then again, while the daemons, ClickHouse,
-nats-server and the connections between them are killed, frozen and cut at random,
-tables are replaced by copies, NATS' clock is set back, the stream is put back from a
-backup, and `verify --repair` runs. Prints how often what was broken, and how many
-events were lost or duplicated, how many views and dead letters are wrong, an
-operator's own among them. Ends with 0 if none, else with 1.
+Publishes events of all types in two runs. In the first, a storm, ClickHouse alone is
+killed in the middle of small inserts, each time as soon as it is up. In the second,
+the daemons, ClickHouse, nats-server and the connections between them are killed,
+frozen and cut at random, tables are replaced by copies, NATS' clock is set back, the
+stream is restored from a backup, and `verify --repair` runs. Prints how often each
+fault occurred, how many events were lost or duplicated, and how many views and dead
+letters are wrong, including views of an operator's own. Exits with 0 if there are
+none, and with 1 otherwise.
 
   --minutes N      how long everything is broken at random (5)
-  --seed S         decides which fault comes when (any)
-  --storm-kills K  how often ClickHouse alone is killed, about two a second (30 N)
-  -h, --help       this text
+  --seed S         decides which fault comes when (a random number)
+  --storm-kills K  how often ClickHouse alone is killed, about twice a second (30 N)
+  -h, --help       show this text
 
 scripts/test.sh runs a short form of both.
 EOF
@@ -49,8 +50,8 @@ cargo test --locked --test it --no-run
 
 run=$(mktemp -d "${TMPDIR:-/tmp}/analytics-chaos.XXXXXX")
 pid='' keep=false
-# The tests lead a process group of their own, and their servers and daemons are in it:
-# whatever ends this script early ends all of them, the frozen ones included.
+# The tests lead a process group of their own, to which their servers and daemons belong:
+# whatever ends this script early ends all of them, including the frozen ones.
 clean_up() {
   trap - EXIT
   if [[ -n $pid ]]; then kill -KILL -- "-$pid" 2>/dev/null || true; fi

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Whether deploy/ is right, as far as this machine has the tools to tell.
+# Checks deploy/, as far as this machine has the tools to do so.
 set -euo pipefail
 
 usage() {
   cat <<'USAGE'
 Usage: scripts/check-deploy.sh
 
-Checks what is in deploy/, each file with the tool that knows its form. A check whose
-tool is missing is named as skipped; nothing is installed. What scripts/deps.sh --tests
-brings is found.
+Checks each file in deploy/ with the tool that knows its format. A check whose tool is
+missing is reported as skipped; nothing is installed. The tools that
+scripts/deps.sh --tests brings are found.
 
   unit, exposure, user         systemd-analyze, systemd-sysusers
   image                        hadolint
-  compose                      check-jsonschema; docker with its compose plugin, too, where it is
+  compose                      check-jsonschema, and docker with its compose plugin if installed
   prometheus, alerts           promtool
   dashboard                    python3, promtool
   kubernetes                   kubernetes-validate
@@ -49,8 +49,8 @@ skip() {
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
-# The binary is not installed where this runs: another one stands in its place. What is
-# only ignored, such as a key that nobody knows, is told of with success.
+# The binary is not installed where this runs, so another one takes its place. systemd only
+# ignores some mistakes, such as an unknown key: it reports them and still succeeds.
 verify_unit() {
   sed 's#^ExecStart=[^ ]*#ExecStart=/bin/true#' deploy/systemd/analytics-server.service \
     >"$temp/analytics-server.service"
@@ -62,7 +62,7 @@ verify_unit() {
   if grep analytics-server.service <<<"$told"; then return 1; fi
 }
 
-# The threshold is in tenths. Prints the verdict, and what is open where that is too much.
+# The threshold is in tenths. Prints the verdict, and what is exposed if that is too much.
 expose_unit() {
   local report
   if report=$(systemd-analyze security --offline=true --no-pager --threshold=20 \
@@ -74,7 +74,7 @@ expose_unit() {
   fi
 }
 
-# Every expression has to be PromQL, and no panel may lie on another.
+# Every expression has to be valid PromQL, and no panel may overlap another.
 dashboard() {
   python3 - deploy/grafana/dashboards/*.json >"$temp/expressions.yml" <<'PYTHON' || return 1
 import json, re, sys
@@ -110,7 +110,7 @@ PYTHON
   promtool check rules "$temp/expressions.yml"
 }
 
-# What one file names has to be in the other.
+# What one file names has to exist in the other.
 names() {
   python3 - <<'PYTHON'
 import json, pathlib, re, sys
@@ -155,12 +155,13 @@ for rule in rules:
     if f"alertname: {name}\n" not in tested and f'alertname="{name}"' not in tested:
         wrong.append(f"alerts_test.yml: {name} is not tested")
 
-headings = re.findall(r"^#+ +(.+)$", pathlib.Path("docs/operations.md").read_text(), re.MULTILINE)
+headings = re.findall(r"^#+ +(.+)$", pathlib.Path("docs/alarms.md").read_text(), re.MULTILINE)
 anchors = {re.sub(r"[^\w\- ]", "", line).lower().replace(" ", "-") for line in headings}
 for rule in rules:
     url = rule.get("annotations", {}).get("runbook_url", "")
-    if url and url.partition("#")[2] not in anchors:
-        wrong.append(f"docs/operations.md has no section for `{url}`")
+    page, _, anchor = url.partition("#")
+    if url and not (page.endswith("docs/alarms.md") and anchor in anchors):
+        wrong.append(f"docs/alarms.md has no section for `{url}`")
 
 # What the tests saw at /metrics.
 snapshot = "tests/it/snapshots/it__http__every_metric_is_there_from_the_start.snap"

