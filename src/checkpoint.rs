@@ -6,10 +6,11 @@
 //! instance took over: the record is the fence and the lease, and nothing else is.
 
 mod bucket;
+mod moment;
 mod record;
 
 use std::pin::pin;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_nats::jetstream::kv::Store;
 use prometheus::IntCounter;
@@ -24,6 +25,7 @@ pub use bucket::{
     NAME as BUCKET, delete_empty as delete_empty_bucket, exists as bucket_exists, forget, identity,
     open as open_bucket, peek,
 };
+pub use moment::Moment;
 pub use record::{History, InFlight, Incarnation, Part, Range, Record, Rows};
 
 /// How often a standby looks at the record: a clean stop hands over within it.
@@ -133,28 +135,6 @@ struct State {
     written: Written,
     /// When the record was last known to be this instance's.
     confirmed: Moment,
-}
-
-/// A time by both clocks: one of them stands still while the machine is suspended, and
-/// the other is set by people.
-#[derive(Debug, Clone, Copy)]
-struct Moment {
-    monotonic: Instant,
-    wall: SystemTime,
-}
-
-impl Moment {
-    fn now() -> Self {
-        Self {
-            monotonic: Instant::now(),
-            wall: SystemTime::now(),
-        }
-    }
-
-    /// Whether less than this has passed, by either clock.
-    fn is_younger_than(&self, age: Duration) -> bool {
-        self.monotonic.elapsed() < age && self.wall.elapsed().is_ok_and(|passed| passed < age)
-    }
 }
 
 /// A range that stands in the checkpoint and not yet in ClickHouse, or not for

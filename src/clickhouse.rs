@@ -15,5 +15,6 @@ pub mod stored;
 pub mod tables;
 mod transport;
 pub mod views;
+pub mod writers;
 
 pub use client::{ClickHouse, InsertError};

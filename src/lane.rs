@@ -29,6 +29,7 @@ mod progress;
 mod read;
 pub mod recount;
 mod recover;
+mod sole_writer;
 mod store;
 mod tally;
 mod write;
@@ -36,13 +37,13 @@ mod write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_nats::{Client, jetstream};
+use async_nats::Client;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, info, warn};
+use tracing::{Instrument, debug, info, info_span, warn};
 
-use crate::checkpoint::{Checkpoint, Written};
+use crate::checkpoint::Written;
 use crate::clickhouse::ClickHouse;
 use crate::config::{Analytics as Settings, Config};
 use crate::kind::Kind;
@@ -56,12 +57,15 @@ use consume::{Consumer, Durable};
 use encode::Encoder;
 use flow::Flow;
 use insert::Inserter;
-use lead::Lead;
 use read::{Reader, Until};
 use write::Writer;
 
+use error::Lost;
+
 pub use error::PipelineError;
+pub use lead::Lead;
 pub use progress::Progress;
+pub use sole_writer::lease as writer_lease;
 pub use store::Store;
 
 /// How long a stop may take to store what is held: service managers send SIGKILL
@@ -162,7 +166,11 @@ impl Pipeline {
             return Ok(());
         };
         let lead = lead?;
-        let checkpoint = Arc::clone(&lead.checkpoint);
+        let Lead {
+            checkpoint,
+            sole_writer,
+            ..
+        } = lead.clone();
         let consumer = self.lane.stream.consumer.clone();
         let progress = Arc::clone(&self.store.progress);
         let lag = lag::watch(lead.stream.clone(), consumer, Arc::clone(&progress));
@@ -180,10 +188,11 @@ impl Pipeline {
         let outcome = outcome.map_err(PipelineError::from).flatten();
         progress.metrics.set_role(None);
         self.remember(&checkpoint, &outcome).await;
-        if outcome.is_ok()
-            && let Err(error) = checkpoint.hand_over().await
-        {
-            debug!(%error, "the checkpoint was not handed over: others wait for the lease to run out");
+        if outcome.is_ok() {
+            sole_writer.release().await;
+            if let Err(error) = checkpoint.hand_over().await {
+                debug!(%error, "the checkpoint was not handed over: others wait for the lease to run out");
+            }
         }
         outcome
     }
@@ -192,9 +201,13 @@ impl Pipeline {
     ///
     /// # Errors
     /// Those that are [final](PipelineError::is_final).
-    pub async fn keep_running(mut self, shutdown: &CancellationToken) -> Result<(), PipelineError> {
+    pub async fn keep_running(self, shutdown: &CancellationToken) -> Result<(), PipelineError> {
+        let span = info_span!("lane", name = self.lane.name);
+        self.run_again(shutdown).instrument(span).await
+    }
+
+    async fn run_again(mut self, shutdown: &CancellationToken) -> Result<(), PipelineError> {
         let progress = Arc::clone(&self.store.progress);
-        let lane = self.lane.name;
         let mut retry = Retry::new();
         progress.set_running(Ok(()));
         while !shutdown.is_cancelled() {
@@ -212,7 +225,7 @@ impl Pipeline {
                 retry = Retry::new();
             }
             if retry.is_news(&error) {
-                warn!(lane, %error, "interrupted, going on at the checkpoint");
+                warn!(%error, "interrupted, going on at the checkpoint");
             }
             retry.pause().await;
         }
@@ -232,27 +245,21 @@ impl Pipeline {
 
     /// Takes the checkpoint, even from an active instance, and stores what is in
     /// flight. No other instance inserts until the checkpoint is handed over, or
-    /// nobody [keeps](Checkpoint::keep_during) it any more.
-    pub async fn settle(&mut self) -> Result<Arc<Checkpoint>, PipelineError> {
+    /// nobody [keeps](crate::checkpoint::Checkpoint::keep_during) it any more.
+    pub async fn settle(&mut self) -> Result<Lead, PipelineError> {
         let lead = self.take_over(true).await?;
-        let checkpoint = Arc::clone(&lead.checkpoint);
-        let end = checkpoint.record().await.end().0;
-        self.carry_until(lead, end).await?;
-        Ok(checkpoint)
+        let end = lead.checkpoint.record().await.end().0;
+        self.carry_until(lead.clone(), end).await?;
+        Ok(lead)
     }
 
     /// Reads the stream again from `first` up to where everything is stored, and
     /// inserts what ClickHouse does not hold. Cut off half-way, whoever takes the
     /// checkpoint over goes on with it.
-    pub async fn store_again(
-        &mut self,
-        checkpoint: &Arc<Checkpoint>,
-        first: u64,
-    ) -> Result<(), PipelineError> {
-        let jetstream = jetstream::new(self.nats.clone());
-        let stream = nats::open_stream(&jetstream, &self.lane.stream).await?;
-        let committed = checkpoint.record().await.committed;
-        checkpoint
+    pub async fn store_again(&mut self, lead: &Lead, first: u64) -> Result<(), PipelineError> {
+        let stream = nats::open_stream(&lead.jetstream, &self.lane.stream).await?;
+        let committed = lead.checkpoint.record().await.committed;
+        lead.checkpoint
             .change(|record| {
                 record.look_until = record.look_until.max(record.end().0);
                 record.cut_off(first.saturating_sub(1), 0);
@@ -261,9 +268,8 @@ impl Pipeline {
             })
             .await?;
         let lead = Lead {
-            jetstream,
             stream,
-            checkpoint: Arc::clone(checkpoint),
+            ..lead.clone()
         };
         self.carry_until(lead, committed).await
     }
@@ -293,6 +299,7 @@ impl Pipeline {
             inserter: Arc::new(Inserter {
                 store: self.store.clone(),
                 checkpoint: Arc::clone(&lead.checkpoint),
+                sole_writer: Arc::clone(&lead.sole_writer),
                 encoder: Arc::clone(&encoder),
                 retention: self.settings.retention(),
             }),
@@ -332,8 +339,11 @@ impl Pipeline {
             flow,
             limits: self.limits.clone(),
         };
-        let reader = AbortOnDropHandle::new(tokio::spawn(reader.run(until)));
-        writer.run(batches).await?;
+        let reader = AbortOnDropHandle::new(tokio::spawn(reader.run(until).in_current_span()));
+        tokio::select! {
+            outcome = writer.run(batches) => outcome?,
+            Err(not_alone) = lead.sole_writer.keep() => return Err(Lost::from(not_alone).into()),
+        }
         reader.await.unwrap_or(Err(PipelineError::TaskFailed))
     }
 }

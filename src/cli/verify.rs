@@ -15,12 +15,12 @@ use async_nats::Client;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime};
 
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint;
 use crate::clickhouse::views::{self, Views};
 use crate::clickhouse::{ClickHouse, schema};
 use crate::config::Config;
 use crate::lane::recount::{DaysOfViews, Recount};
-use crate::lane::{Lane, Pipeline, Progress, Store};
+use crate::lane::{Lane, Lead, Pipeline, Progress, Store};
 use crate::nats::{self, StreamId};
 use report::{OfLane, Repaired, Report};
 use stream::{Comparison, Witness};
@@ -181,17 +181,17 @@ impl Verify<'_> {
         );
         // First of all: the pipeline would wait for a database that is missing.
         let views = views::reached(clickhouse, tables).await?;
-        let checkpoint = pipeline.settle().await?;
-        let repairing = self.repair_alone(&mut pipeline, &checkpoint, views);
-        let report = checkpoint.keep_during(repairing).await?;
-        checkpoint.hand_over().await?;
+        let lead = pipeline.settle().await?;
+        let repairing = self.repair_alone(&mut pipeline, &lead, views);
+        let report = lead.checkpoint.keep_during(repairing).await?;
+        lead.checkpoint.hand_over().await?;
         report
     }
 
     async fn repair_alone(
         &self,
         pipeline: &mut Pipeline,
-        checkpoint: &Arc<Checkpoint>,
+        lead: &Lead,
         views: Views,
     ) -> Result<OfLane> {
         let Store {
@@ -200,7 +200,7 @@ impl Verify<'_> {
         let before = self.compare_stream().await?;
         let mut span = self.span;
         if let Some(first) = before.first_missing {
-            pipeline.store_again(checkpoint, first).await?;
+            pipeline.store_again(lead, first).await?;
             // The views may have counted what was inserted, on whatever day.
             span = Span::all(self.config);
         }
@@ -218,7 +218,7 @@ impl Verify<'_> {
                 (view, days)
             })
             .collect();
-        let recounted = Recount::new(&self.store, checkpoint)
+        let recounted = Recount::new(&self.store, &lead.checkpoint, &lead.sole_writer)
             .put_right(&days_of_views)
             .await?;
         let mut report = self.report(true).await?;

@@ -6,6 +6,7 @@ use clickhouse::error::Error;
 use clickhouse::query::{BytesCursor, Query};
 use clickhouse::{Client, Compression, Row, RowOwned, RowRead};
 use secrecy::ExposeSecret;
+use tracing::{Instrument, Span, info_span};
 
 use super::codes::{self, Class};
 use super::migrations::quote_identifier;
@@ -185,6 +186,16 @@ impl ClickHouse {
     /// ClickHouse and its views have already seen under it is dropped. It is the
     /// query's id, too: ClickHouse refuses a repeat while an attempt still runs.
     pub async fn insert(&self, table: &str, block: &Block, token: &str) -> Result<(), InsertError> {
+        let inserting = self.insert_within_span(table, block, token);
+        inserting.instrument(span()).await
+    }
+
+    async fn insert_within_span(
+        &self,
+        table: &str,
+        block: &Block,
+        token: &str,
+    ) -> Result<(), InsertError> {
         let mut insert = self
             .client
             .clone()
@@ -205,7 +216,7 @@ impl ClickHouse {
     }
 
     async fn limited<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        tokio::time::timeout(self.timeout, answer)
+        tokio::time::timeout(self.timeout, answer.instrument(span()))
             .await
             .unwrap_or(Err(Error::TimedOut))
     }
@@ -305,6 +316,12 @@ impl ClickHouse {
             .map(|row| row.version)
             .ok_or(Error::RowNotFound)
     }
+}
+
+/// The crate records what it does into whatever span is current. In a lane's, which lasts as
+/// long as the daemon, that would add up.
+fn span() -> Span {
+    info_span!("clickhouse")
 }
 
 fn insert_error(error: Error) -> InsertError {

@@ -255,13 +255,22 @@ async fn sequences_in(
 }
 
 /// Whether an insert of the stream runs: its token, which is the query's id, starts
-/// with the stream. The embedded engine shows its own ids.
-pub async fn inserts_run(clickhouse: &ClickHouse, stream: &str) -> Result<bool, Error> {
+/// with the stream. The embedded engine shows its own ids: there, inserts into the same
+/// tables count.
+pub async fn inserts_run(
+    clickhouse: &ClickHouse,
+    tables: &Tables,
+    stream: &str,
+) -> Result<bool, Error> {
+    let [events, dead_letters] = tables.inserted_into();
     let running = count(
         clickhouse,
-        "SELECT count() AS count FROM system.processes
-         WHERE query_kind = 'Insert' AND current_database = currentDatabase()
-             AND (startsWith(query_id, {stream:String}) OR client_name = 'chDB client')",
+        &format!(
+            "SELECT count() AS count FROM system.processes
+             WHERE query_kind = 'Insert' AND current_database = currentDatabase()
+                 AND (startsWith(query_id, {{stream:String}}) OR client_name = 'chDB client'
+                     AND match(query, '^INSERT INTO ({events}|{dead_letters}) '))"
+        ),
         &[("stream", stream)],
     )
     .await?;

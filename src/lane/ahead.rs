@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 use super::batch::Batch;
 use super::decode::Run;
@@ -50,12 +51,13 @@ impl Ahead {
     pub fn decode(&mut self, messages: Vec<Message>) {
         let (encoder, workers) = (Arc::clone(&self.encoder), Arc::clone(&self.workers));
         let progress = Arc::clone(&self.progress);
-        let run = tokio::spawn(async move {
+        let decoding = async move {
             // It is never closed.
             let _worker = workers.acquire().await;
             let _stage = progress.metrics.stage(Stage::Decode);
             encoder.decode(messages)
-        });
+        };
+        let run = tokio::spawn(decoding.in_current_span());
         self.runs.push(AbortOnDropHandle::new(run));
     }
 

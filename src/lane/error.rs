@@ -2,8 +2,20 @@
 
 use super::consume::ConsumeError;
 use super::recover::RecoverError;
+use super::sole_writer::NotAlone;
 use crate::checkpoint::CheckpointError;
 use crate::nats::StreamError;
+
+/// Why this instance must not insert any more.
+#[derive(Debug, thiserror::Error)]
+pub enum Lost {
+    /// The checkpoint cannot be written, or is another instance's.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Another lane inserts, too.
+    #[error(transparent)]
+    NotAlone(#[from] NotAlone),
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
@@ -11,6 +23,8 @@ pub enum PipelineError {
     Stream(#[from] StreamError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Lost(#[from] Lost),
     #[error(transparent)]
     Recover(#[from] RecoverError),
     #[error(transparent)]
@@ -24,10 +38,11 @@ pub enum PipelineError {
 impl PipelineError {
     /// Whether running again cannot help, or must not be tried.
     pub fn is_final(&self) -> bool {
-        matches!(
-            self.checkpoint(),
-            Some(CheckpointError::Forgetful | CheckpointError::Corrupt { .. })
-        )
+        matches!(self, Self::Lost(Lost::NotAlone(_)))
+            || matches!(
+                self.checkpoint(),
+                Some(CheckpointError::Forgetful | CheckpointError::Corrupt { .. })
+            )
     }
 
     pub(super) fn is_fenced(&self) -> bool {
@@ -36,7 +51,10 @@ impl PipelineError {
 
     fn checkpoint(&self) -> Option<&CheckpointError> {
         match self {
-            Self::Checkpoint(error) | Self::Recover(RecoverError::Checkpoint(error)) => Some(error),
+            Self::Checkpoint(error)
+            | Self::Lost(Lost::Checkpoint(error))
+            | Self::Recover(RecoverError::Lost(Lost::Checkpoint(error)))
+            | Self::Recover(RecoverError::Checkpoint(error)) => Some(error),
             _ => None,
         }
     }

@@ -18,11 +18,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tracing::{info, warn};
 
 use super::encode::{Content, Encoded, Encoder, Piece, Summary};
+use super::error::Lost;
 use super::fault;
 use super::metrics::{Settled, Stage};
+use super::sole_writer::SoleWriter;
 use super::store::Store;
 use super::tally::Tally;
-use crate::checkpoint::{Checkpoint, CheckpointError, History, InFlight, Part, Recorded, Rows};
+use crate::checkpoint::{Checkpoint, History, InFlight, Part, Recorded, Rows};
 use crate::clickhouse::InsertError;
 use crate::clickhouse::native::{Block, Millis};
 use crate::clickhouse::stored::Origin;
@@ -36,6 +38,7 @@ pub use parts::{first_parts, whole};
 pub struct Inserter {
     pub store: Store,
     pub checkpoint: Arc<Checkpoint>,
+    pub sole_writer: Arc<SoleWriter>,
     /// For rows that have to be sent without the rest of their batch.
     pub encoder: Arc<Encoder>,
     /// ClickHouse drops rows that are older, so that they are never missing.
@@ -110,13 +113,13 @@ impl Inserter {
     /// may have some of it under a token that nobody knows any more.
     ///
     /// # Errors
-    /// When the checkpoint cannot be written, or is another instance's by now.
+    /// When this instance must not insert any more.
     pub async fn store(
         &self,
         batch: Encoded,
         recorded: Recorded,
         may_be_there: bool,
-    ) -> Result<Stored, CheckpointError> {
+    ) -> Result<Stored, Lost> {
         let started = Instant::now();
         let _stage = self.store.progress.metrics.stage(Stage::Insert);
         let Recorded {
@@ -191,7 +194,7 @@ impl Inserter {
         piece: &Piece,
         mut steps: VecDeque<Step>,
         rest: &[Part],
-    ) -> Result<(), CheckpointError> {
+    ) -> Result<(), Lost> {
         let Storing {
             summary,
             in_flight,
@@ -241,7 +244,7 @@ impl Inserter {
         in_flight: &mut InFlight,
         steps: &VecDeque<Step>,
         rest: &[Part],
-    ) -> Result<(), CheckpointError> {
+    ) -> Result<(), Lost> {
         in_flight.parts = steps.iter().map(|step| step.part).collect();
         in_flight.parts.extend(rest);
         self.checkpoint
@@ -258,7 +261,7 @@ impl Inserter {
         in_flight: &mut InFlight,
         step: &Step,
         history: &mut History,
-    ) -> Result<Outcome, CheckpointError> {
+    ) -> Result<Outcome, Lost> {
         let Step {
             part, recovered, ..
         } = step;
@@ -308,12 +311,13 @@ impl Inserter {
         block: &Block,
         token: &str,
         in_flight: &mut InFlight,
-    ) -> Result<Sent, CheckpointError> {
+    ) -> Result<Sent, Lost> {
         let table = table_of(rows, self.store.tables);
         let mut retry = Retry::new();
         let blocker = self.store.progress.blocker();
         let mut again = false;
         loop {
+            self.sole_writer.confirm().await?;
             // Whoever was frozen must not go on with what its successor has done. A repeat
             // may come hours later, when the token is forgotten: no clock is asked then.
             if again {

@@ -8,17 +8,22 @@ use async_nats::jetstream::stream::Stream;
 use tracing::{info, warn};
 use uuid::Uuid;
 
+use super::error::Lost;
 use super::metrics::Role;
 use super::recover::RecoverError;
+use super::sole_writer::{NotAlone, SoleWriter};
 use super::{Pipeline, PipelineError, identity};
 use crate::checkpoint::{self, Checkpoint, Claim, Turn};
+use crate::clickhouse::writers::Registration;
 use crate::nats::{self, StreamId};
 
 /// What the active instance has.
+#[derive(Clone)]
 pub struct Lead {
     pub jetstream: jetstream::Context,
     pub stream: Stream,
     pub checkpoint: Arc<Checkpoint>,
+    pub sole_writer: Arc<SoleWriter>,
 }
 
 impl Pipeline {
@@ -63,6 +68,7 @@ impl Pipeline {
             };
             claim.created = StreamId::of(&stream).created;
             let record = record.map(|written| &written.record);
+            let predecessor = record.map_or_else(String::new, |record| record.owner.clone());
             claim.stream = identity::of(&jetstream, &stream, record, &self.store)
                 .await
                 .map_err(RecoverError::from)?;
@@ -81,15 +87,35 @@ impl Pipeline {
             if let Some(checkpoint) = taken {
                 metrics.checkpoint_takeovers.inc();
                 metrics.set_role(Some(Role::Active));
+                let registering = self.register(&checkpoint, predecessor);
+                let sole_writer = checkpoint.keep_during(registering).await?;
                 return Ok(Lead {
                     jetstream,
                     stream,
+                    sole_writer: Arc::new(sole_writer.map_err(Lost::from)?),
                     checkpoint: Arc::new(checkpoint),
                 });
             }
             // Somebody else wrote in between, or what was read was stale.
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Makes sure that no other lane writes to the table. `predecessor` had the checkpoint
+    /// before.
+    async fn register(
+        &self,
+        checkpoint: &Checkpoint,
+        predecessor: String,
+    ) -> Result<SoleWriter, NotAlone> {
+        let registration = Registration {
+            table: self.store.tables.events,
+            stream: checkpoint.stream().to_string(),
+            consumer: self.lane.stream.consumer.clone(),
+            owner: self.owner.clone(),
+        };
+        let lease_timeout = self.settings.lease_timeout;
+        SoleWriter::register(&self.store, registration, predecessor, lease_timeout).await
     }
 
     /// Keeps what the next take-over starts from.

@@ -15,7 +15,9 @@ use futures_util::FutureExt;
 use time::Date;
 use tracing::{info, warn};
 
+use super::error::Lost;
 use super::fault;
+use super::sole_writer::SoleWriter;
 use super::store::Store;
 use crate::checkpoint::{Checkpoint, CheckpointError, Range, Record};
 use crate::clickhouse::client::describe;
@@ -34,9 +36,15 @@ pub enum RecountError {
     /// It may pass.
     #[error("{}", describe(.0))]
     ClickHouse(Error),
-    /// It does not pass: the checkpoint cannot be written, or is another instance's.
+    /// It does not pass.
     #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
+    Lost(#[from] Lost),
+}
+
+impl From<CheckpointError> for RecountError {
+    fn from(error: CheckpointError) -> Self {
+        Self::Lost(error.into())
+    }
 }
 
 // Not a source: the message says it all, and would say it twice.
@@ -71,19 +79,21 @@ pub struct Recount<'a> {
     /// Patient: it reads whole days.
     store: Store,
     checkpoint: &'a Checkpoint,
+    sole_writer: &'a SoleWriter,
 }
 
 impl<'a> Recount<'a> {
-    pub fn new(store: &Store, checkpoint: &'a Checkpoint) -> Self {
+    pub fn new(store: &Store, checkpoint: &'a Checkpoint, sole_writer: &'a SoleWriter) -> Self {
         Self {
             store: store.patient(),
             checkpoint,
+            sole_writer,
         }
     }
 
     /// Recounts the views' days that these ranges' rows are in, and builds again those
     /// that differ. Nothing may be in flight meanwhile.
-    pub async fn of_ranges(&self, ranges: &[Range]) -> Result<(), CheckpointError> {
+    pub async fn of_ranges(&self, ranges: &[Range]) -> Result<(), Lost> {
         let started = Instant::now();
         let filter = filter(&self.checkpoint.stream().to_string(), ranges);
         loop {
@@ -105,7 +115,7 @@ impl<'a> Recount<'a> {
                 "views recounted, since ClickHouse may have lost their rows of an insert"
             );
             let change = |record: &mut Record| record.incarnation.process = before;
-            return self.checkpoint.change(change).await;
+            return Ok(self.checkpoint.change(change).await?);
         }
     }
 
@@ -164,20 +174,27 @@ impl<'a> Recount<'a> {
         let owner = self.checkpoint.owner();
         let beside = rebuild::beside(clickhouse, tables, owner, attempt);
         let rebuild = Rebuild::new(view, day, beside);
-        self.checkpoint.confirm_by_writing().await?;
+        self.confirm().await?;
         rebuild.create(clickhouse).await?;
         fault::at("after-create");
-        self.checkpoint.confirm_by_writing().await?;
+        self.confirm().await?;
         rebuild.fill(clickhouse).await?;
         fault::at("after-fill");
         // Somebody may have brought rows of his own meanwhile, and midnight may have passed.
         if self.has_unexplained(view, day).await? || !view.keeps(day) {
             return Ok(Fate::Left);
         }
+        self.sole_writer.confirm().await.map_err(Lost::from)?;
         self.checkpoint.change(Record::recount_in_flight).await?;
         fault::during("during-swap", rebuild.swap(clickhouse)).await?;
         fault::at("after-swap");
         Ok(Fate::Rebuilt)
+    }
+
+    /// Makes sure that nobody else inserts.
+    async fn confirm(&self) -> Result<(), Lost> {
+        self.sole_writer.confirm().await?;
+        Ok(self.checkpoint.confirm_by_writing().await?)
     }
 
     /// Whether a day holds rows that are not this program's to delete.
@@ -194,7 +211,7 @@ impl<'a> Recount<'a> {
 
     /// Makes sure that no statement of a rebuild can take effect after this, whoever sent
     /// it: drops the tables that it needs, and waits for those that run.
-    pub async fn clear(&self) -> Result<(), CheckpointError> {
+    pub async fn clear(&self) -> Result<(), Lost> {
         self.until_answered("clearing what rebuilds have left", || async {
             self.drop_leftovers().await?;
             let blocker = self.store.progress.blocker();
@@ -209,7 +226,7 @@ impl<'a> Recount<'a> {
 
     async fn drop_leftovers(&self) -> Result<(), RecountError> {
         for beside in rebuild::leftovers(&self.store.clickhouse, self.store.tables).await? {
-            self.checkpoint.confirm_by_writing().await?;
+            self.confirm().await?;
             rebuild::drop(&self.store.clickhouse, &beside).await?;
         }
         Ok(())
@@ -220,12 +237,12 @@ impl<'a> Recount<'a> {
         &self,
         what: &'static str,
         mut attempt: impl FnMut() -> Trying,
-    ) -> Result<T, CheckpointError> {
+    ) -> Result<T, Lost> {
         self.store
             .ask(what, || {
                 attempt().map(|outcome| match outcome {
                     Ok(done) => Ok(Ok(done)),
-                    Err(RecountError::Checkpoint(lost)) => Ok(Err(lost)),
+                    Err(RecountError::Lost(lost)) => Ok(Err(lost)),
                     Err(RecountError::ClickHouse(error)) => Err(error),
                 })
             })

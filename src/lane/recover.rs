@@ -12,6 +12,7 @@ use async_nats::jetstream;
 use async_nats::jetstream::stream::Stream;
 use tracing::{error, info, warn};
 
+use super::error::Lost;
 use super::lead::Lead;
 use super::recount::Recount;
 use super::store::Store;
@@ -26,6 +27,8 @@ pub enum RecoverError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
+    Lost(#[from] Lost),
+    #[error(transparent)]
     Stream(#[from] StoredMessageError),
 }
 
@@ -37,6 +40,7 @@ pub async fn reconcile(lead: &Lead, store: &Store) -> Result<u64, RecoverError> 
         jetstream,
         stream,
         checkpoint,
+        sole_writer,
     } = lead;
     let identity = checkpoint.stream().to_string();
     let record = checkpoint.record().await;
@@ -45,7 +49,7 @@ pub async fn reconcile(lead: &Lead, store: &Store) -> Result<u64, RecoverError> 
 
     // What an earlier writer has sent may still come to its end, though the writer is
     // gone. Only then does ClickHouse say what there is.
-    Recount::new(store, checkpoint).clear().await?;
+    Recount::new(store, checkpoint, sole_writer).clear().await?;
     quiet(store, &identity).await;
 
     let cut_off = last_common(jetstream, stream, &record).await?;

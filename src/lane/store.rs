@@ -111,8 +111,10 @@ impl Store {
     /// Whether an insert of the stream runs.
     pub async fn inserts_run(&self, stream: &str) -> bool {
         let what = "asking ClickHouse for running inserts";
-        self.ask(what, || stored::inserts_run(&self.clickhouse, stream))
-            .await
+        self.ask(what, || {
+            stored::inserts_run(&self.clickhouse, self.tables, stream)
+        })
+        .await
     }
 }
 

@@ -9,6 +9,7 @@ use futures_util::stream::FuturesOrdered;
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 use super::ahead::Encoding;
 use super::encode::Encoded;
@@ -93,7 +94,8 @@ impl Writer {
             .set(checkpoint.record().await.in_flight.len() as i64);
         fault::at("after-record");
         let inserter = Arc::clone(&self.inserter);
-        let task = tokio::spawn(async move { inserter.store(batch, recorded, may_be_there).await });
+        let storing = async move { inserter.store(batch, recorded, may_be_there).await };
+        let task = tokio::spawn(storing.in_current_span());
         let task = AbortOnDropHandle::new(task);
         Ok(async {
             match task.await {
@@ -131,11 +133,15 @@ impl Writer {
     /// again those that differ.
     async fn recount(&self, suspects: &[Stored]) -> Result<(), PipelineError> {
         let Inserter {
-            store, checkpoint, ..
+            store,
+            checkpoint,
+            sole_writer,
+            ..
         } = &*self.inserter;
         let ranges = suspects.iter().map(|stored| stored.in_flight.range.clone());
         let ranges: Vec<_> = ranges.collect();
-        Ok(Recount::new(store, checkpoint).of_ranges(&ranges).await?)
+        let recount = Recount::new(store, checkpoint, sole_writer);
+        Ok(recount.of_ranges(&ranges).await?)
     }
 }
 

@@ -14,6 +14,7 @@ mod contract;
 mod crashes;
 mod dead_letters;
 mod embedded;
+mod exclusion;
 mod guarantees;
 mod http;
 mod inserts;

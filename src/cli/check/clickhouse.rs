@@ -6,8 +6,9 @@ use crate::clickhouse::client::{ClickHouse, describe, is_unreachable};
 use crate::clickhouse::guarantees::{self, Shortcoming, Topic};
 use crate::clickhouse::migrations::{self, State};
 use crate::clickhouse::schema;
+use crate::clickhouse::writers::{self, Registered};
 use crate::config::{Config, Database};
-use crate::lane::Lane;
+use crate::lane::{Lane, writer_lease};
 use crate::tls::{self, Fault};
 
 pub async fn check(config: &Config, lanes: &[Lane], repair: bool, findings: &mut Findings) {
@@ -103,6 +104,42 @@ async fn check_schema(
         guarantees::of_tables(clickhouse, &Lane::inserted_into(lanes)).await,
         findings,
     );
+    for lane in lanes {
+        findings.lane = Some(lane.name);
+        check_writers(clickhouse, config, lane, findings).await;
+    }
+    findings.lane = None;
+}
+
+/// Whether another lane than the configured one fills a table.
+async fn check_writers(
+    clickhouse: &ClickHouse,
+    config: &Config,
+    lane: &Lane,
+    findings: &mut Findings,
+) {
+    let (table, stream) = (lane.kind.tables().events, &lane.stream);
+    let lease = writer_lease(config.features.analytics.lease_timeout);
+    let registered = match writers::active(clickhouse, table, lease).await {
+        Ok(registered) => registered,
+        Err(error) => return findings.add("writer", Status::Failed, describe(&error), ""),
+    };
+    let is_own = |other: &Registered| {
+        let name = other.stream.split('@').next();
+        name == Some(&stream.name) && other.consumer == stream.consumer
+    };
+    match registered.iter().find(|other| !is_own(other)) {
+        None => findings.ok("writer", format!("no other stream fills `{table}`")),
+        Some(other) => findings.add(
+            "writer",
+            Status::Failed,
+            format!(
+                "`{table}` is filled from stream {} by consumer `{}` (instance {})",
+                other.stream, other.consumer, other.owner
+            ),
+            "give this stream a db_name of its own: views of two streams in one table cannot be kept exact",
+        ),
+    }
 }
 
 /// What exactly once rests on: a line each thing that is wrong, else that all is well.

@@ -8,8 +8,9 @@
 
 use super::parts::{Step, divide, narrowed};
 use super::{Inserter, Storing};
-use crate::checkpoint::{CheckpointError, Part, Range, Rows};
+use crate::checkpoint::{Part, Range, Rows};
 use crate::clickhouse::stored::Place;
+use crate::lane::error::Lost;
 use crate::lane::metrics::Stage;
 use crate::nats::Message;
 
@@ -32,7 +33,7 @@ impl Inserter {
         storing: &mut Storing,
         messages: &[Message],
         recovered: bool,
-    ) -> Result<(), CheckpointError> {
+    ) -> Result<(), Lost> {
         let mut left = storing.in_flight.parts.clone();
         if left.is_empty() {
             left = everything(&storing.in_flight.range);
