@@ -170,7 +170,7 @@ expressions = [rule["expr"] for rule in rules]
 for path in deploy.glob("grafana/dashboards/*.json"):
     for panel in json.loads(path.read_text())["panels"]:
         expressions += [target["expr"] for target in panel.get("targets", [])]
-text = re.sub(r'"[^"]*"|job:\w+:\w+', "", "\n".join(expressions))
+text = re.sub(r'"[^"]*"|\w+:\w+:\w+', "", "\n".join(expressions))
 for name in sorted(set(re.findall(r"\banalytics_\w+", text))):
     plain = re.sub(r"_(bucket|sum|count)$", "", name)
     if name not in metrics and metrics.get(plain) != "histogram":

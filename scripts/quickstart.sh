@@ -132,7 +132,8 @@ healthy() (
   { exec 3<>"/dev/tcp/127.0.0.1/$port"; } 2>/dev/null || exit 1
   printf 'GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3
   while IFS= read -r -t 5 line <&3 || [[ -n $line ]]; do
-    [[ $line == *'"status":"healthy"'* ]] && exit 0
+    # The daemon's own status comes first; each of its lanes has one, too.
+    [[ $line == '{"status":"healthy"'* ]] && exit 0
     line=
   done
   exit 1

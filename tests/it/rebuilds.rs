@@ -10,7 +10,7 @@ use crate::support::nats::Nats;
 use crate::support::restricted::{EVERYTHING, RestrictedClickHouse};
 use crate::support::{LIMIT, World, eventually, guide};
 
-/// Where a daemon can strike itself on the way (src/pipeline/fault.rs).
+/// Where a daemon can strike itself on the way (src/lane/fault.rs).
 const STEPS: [&str; 5] = [
     "after-compare",
     "after-create",
