@@ -41,7 +41,7 @@ use async_nats::Client;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{Instrument, debug, info, info_span, warn};
+use tracing::{Instrument, Span, debug, info, info_span, warn};
 
 use crate::checkpoint::Written;
 use crate::clickhouse::ClickHouse;
@@ -82,6 +82,11 @@ pub struct Lane {
 }
 
 impl Lane {
+    /// What its log lines are within, which names it.
+    pub fn span(&self) -> Span {
+        info_span!("pipeline", lane = self.name)
+    }
+
     /// The lane of fechatter's events.
     pub fn first(config: &Config) -> Self {
         let mut lanes = Self::all(config);
@@ -150,6 +155,10 @@ impl Pipeline {
         }
     }
 
+    pub fn lane(&self) -> &Lane {
+        &self.lane
+    }
+
     /// With limits of batches that may change, instead of the configuration's.
     pub fn with_limits(self, limits: watch::Receiver<Limits>) -> Self {
         Self { limits, ..self }
@@ -202,7 +211,7 @@ impl Pipeline {
     /// # Errors
     /// Those that are [final](PipelineError::is_final).
     pub async fn keep_running(self, shutdown: &CancellationToken) -> Result<(), PipelineError> {
-        let span = info_span!("lane", name = self.lane.name);
+        let span = self.lane.span();
         self.run_again(shutdown).instrument(span).await
     }
 

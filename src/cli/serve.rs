@@ -1,3 +1,4 @@
+mod second_lane;
 mod start;
 
 use std::convert::Infallible;
@@ -49,14 +50,18 @@ pub async fn run(config: Config, path: Option<PathBuf>, filter: Filter) -> Resul
     let listener = listen(host, config.server.port, "server.port").await?;
     let clickhouse = ClickHouse::new(&config);
     let registry = Registry::new()?;
-    let lanes = Lane::all(&config).into_iter().map(|lane| {
+    let lanes = Lane::all(&config).into_iter();
+    let lanes = lanes
+        .map(|lane| (lane, clickhouse.clone()))
+        .chain(second_lane::of_test(&config)?);
+    let lanes = lanes.map(|(lane, clickhouse)| {
         let progress = Progress::new(&registry, &lane)?;
-        Ok((lane, Arc::new(progress)))
+        Ok((lane, clickhouse, Arc::new(progress)))
     });
-    let lanes: Vec<(Lane, Arc<Progress>)> = lanes.collect::<Result<_>>()?;
+    let lanes: Vec<(Lane, ClickHouse, Arc<Progress>)> = lanes.collect::<Result<_>>()?;
     let all: Vec<_> = lanes
         .iter()
-        .map(|(_, progress)| Arc::clone(progress))
+        .map(|(.., progress)| Arc::clone(progress))
         .collect();
     let health = Arc::new(Health::new(
         clickhouse.clone(),
@@ -132,7 +137,7 @@ async fn listen(host: IpAddr, port: u16, key: &str) -> Result<TcpListener> {
 /// `shutdown`.
 async fn carry(
     config: &Config,
-    lanes: Vec<(Lane, Arc<Progress>)>,
+    lanes: Vec<(Lane, ClickHouse, Arc<Progress>)>,
     limits: watch::Receiver<Limits>,
     health: &Health,
     shutdown: &CancellationToken,
@@ -145,9 +150,9 @@ async fn carry(
     health.connected(nats.clone());
 
     let clickhouse = ClickHouse::new(config);
-    let all: Vec<Lane> = lanes.iter().map(|(lane, _)| lane.clone()).collect();
+    let configured = Lane::all(config);
     let preparing = retry::until_ok("preparing ClickHouse", || async {
-        let prepared = start::prepare(&clickhouse, config, &all).await;
+        let prepared = start::prepare(&clickhouse, config, &configured).await;
         prepared.inspect_err(|error| health.prepared(Err(error.to_string())))
     });
     let Some(done) = shutdown.run_until_cancelled(preparing).await else {
@@ -159,8 +164,8 @@ async fn carry(
     health.prepared(Ok(()));
 
     let settings = &config.features.analytics;
-    let pipelines = lanes.into_iter().map(|(lane, progress)| {
-        Pipeline::new(lane, settings, nats.clone(), clickhouse.clone(), progress)
+    let pipelines = lanes.into_iter().map(|(lane, clickhouse, progress)| {
+        Pipeline::new(lane, settings, nats.clone(), clickhouse, progress)
             .with_limits(limits.clone())
     });
     run_all(pipelines, shutdown).await
@@ -172,13 +177,15 @@ async fn run_all(
     pipelines: impl Iterator<Item = Pipeline>,
     shutdown: &CancellationToken,
 ) -> Result<()> {
-    let mut running: FuturesUnordered<_> = pipelines
-        .map(|pipeline| pipeline.keep_running(shutdown))
-        .collect();
-    while let Some(outcome) = running.next().await {
+    let run = async |pipeline: Pipeline| {
+        let lane = pipeline.lane().name;
+        (lane, pipeline.keep_running(shutdown).await)
+    };
+    let mut running: FuturesUnordered<_> = pipelines.map(run).collect();
+    while let Some((lane, outcome)) = running.next().await {
         match outcome {
             Err(error) if running.is_empty() => return Err(error.into()),
-            Err(error) => error!(%error, "a lane cannot go on, the others do"),
+            Err(error) => error!(lane, %error, "a lane cannot go on, the others do"),
             Ok(()) => {}
         }
     }

@@ -47,7 +47,7 @@ pub fn init(format: LogFormat, quiet: bool) -> Filter {
         LogFormat::Json => lines
             .json()
             .flatten_event(true)
-            .with_current_span(false)
+            .with_current_span(true)
             .with_span_list(false)
             .boxed(),
     };

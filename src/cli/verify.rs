@@ -14,6 +14,7 @@ use anyhow::{Result, bail};
 use async_nats::Client;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime};
+use tracing::Instrument;
 
 use crate::checkpoint;
 use crate::clickhouse::views::{self, Views};
@@ -101,7 +102,7 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
             lane,
         };
         lanes.push(match args.repair {
-            true => verify.repair().await?,
+            true => verify.repair().instrument(verify.lane.span()).await?,
             false => verify.report(false).await?,
         });
     }

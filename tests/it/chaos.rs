@@ -9,6 +9,7 @@
 mod daemon_faults;
 mod daemons;
 mod draft;
+mod lane;
 mod maintenance;
 mod operator;
 mod plan;
@@ -20,6 +21,7 @@ mod step;
 mod verdict;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +30,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::sync::Mutex;
 
 use self::daemons::{Daemons, Links};
+use self::lane::Lane;
 use self::maintenance::{Maintenance, Shared};
 use self::plan::{Plan, Tally};
 use self::publishers::{Publishers, Traffic};
@@ -55,6 +58,16 @@ impl Chaos {
     /// The tables are there, and ClickHouse's user may do what the guide grants the
     /// daemon's, no more: a right that is missing after a crash only is missed here.
     async fn new() -> Self {
+        Self::with_databases(|_| Vec::new()).await
+    }
+
+    /// As [`new`](Self::new), with tables for the second lane.
+    async fn with_second_lane() -> Self {
+        Self::with_databases(|world| vec![lane::second_config(world)]).await
+    }
+
+    /// With the tables of further configurations.
+    async fn with_databases(further: impl Fn(&World) -> Vec<PathBuf>) -> Self {
         let seed = setting("CHAOS_SEED", 1);
         let nats_port = lasting_port();
         let nats = Nats::start_on(nats_port).await;
@@ -64,12 +77,17 @@ impl Chaos {
             world.dir.path().display()
         );
         clickhouse.start(&[EVERYTHING.to_owned()]).await;
+        let mut grants = guide::grants(&world.database);
+        grants.push(operator::GRANT.to_owned());
+        for config in further(&world) {
+            let migrated = daemon::run(&config, &["migrate"]).await;
+            assert!(migrated.status.success(), "{migrated:?}");
+            grants.extend(guide::grants(&lane::second_database(&world)));
+        }
         let migrated = daemon::run(&world.config("", ""), &["migrate"]).await;
         assert!(migrated.status.success(), "{migrated:?}");
         operator::set_up(&world).await;
         forget_merged_parts_soon(&world).await;
-        let mut grants = guide::grants(&world.database);
-        grants.push(operator::GRANT.to_owned());
         clickhouse.start(&grants).await;
         Self {
             seed,
@@ -81,27 +99,40 @@ impl Chaos {
         }
     }
 
-    async fn publishers(&self, rate: u32, days: u64) -> Publishers {
-        let seed = self.seed;
-        Publishers::start(&self.world.nats.url(), Traffic { seed, rate, days }).await
+    async fn publishers(&self, lane: Lane, rate: u32, days: u64) -> Publishers {
+        let traffic = Traffic {
+            seed: self.seed,
+            rate,
+            days,
+            lane,
+        };
+        Publishers::start(&self.world.nats.url(), traffic).await
     }
 
     /// The last of the faults is over: lets everything come to rest, compares, reports.
-    async fn conclude(self, title: &str, publishers: Publishers) {
+    async fn conclude(mut self, title: &str, publishers: Vec<(Lane, Publishers)>) {
         // What a fault has left, such as an acknowledgement that was lost, goes with the
         // next events.
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let ledger = publishers.finish().await;
+        let mut ledgers = Vec::new();
+        for (lane, publishers) in publishers {
+            ledgers.push((lane, publishers.finish().await));
+        }
         let took = self.tally.elapsed();
-        let verdict = Verdict::on(&self.world, &ledger).await;
-        let title = format!("{title}: seed {}, {} s", self.seed, took.as_secs());
-        let report = Report::new(&title, &self.tally, &verdict, self.world.dir.path());
-        report.publish();
-        assert!(
-            report.is_good,
-            "seed {}: the report says what is wrong",
-            self.seed
-        );
+        let (seed, seconds) = (self.seed, took.as_secs());
+        let second_database = lane::second_database(&self.world);
+        let mut is_good = true;
+        for (lane, ledger) in ledgers {
+            if lane.stream == lane::SECOND.stream {
+                self.world.database.clone_from(&second_database);
+            }
+            let verdict = Verdict::on(&self.world, lane, &ledger).await;
+            let title = format!("{title}, {}: seed {seed}, {seconds} s", lane.stream);
+            let report = Report::new(&title, &self.tally, &verdict, self.world.dir.path());
+            report.publish();
+            is_good &= report.is_good;
+        }
+        assert!(is_good, "seed {seed}: the report says what is wrong");
     }
 }
 
@@ -126,9 +157,10 @@ fn setting<T: FromStr>(variable: &str, default: T) -> T {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_is_broken_at_random_and_every_event_counts_once() {
-    let mut chaos = Chaos::new().await;
+    let mut chaos = Chaos::with_second_lane().await;
     let duration = Duration::from_secs(setting("CHAOS_SECONDS", 30));
-    let publishers = chaos.publishers(300, 3).await;
+    let publishers = chaos.publishers(lane::FIRST, 300, 3).await;
+    let of_second = chaos.publishers(lane::SECOND, 100, 3).await;
     let mut links = Vec::new();
     for _ in 0..daemons::COUNT {
         links.push(Links::to(chaos.nats_port, chaos.clickhouse.port()).await);
@@ -161,7 +193,10 @@ async fn everything_is_broken_at_random_and_every_event_counts_once() {
         servers.break_by(of_servers.only(&only)),
     );
     chaos
-        .conclude("everything broken at random", publishers)
+        .conclude(
+            "everything broken at random",
+            vec![(lane::FIRST, publishers), (lane::SECOND, of_second)],
+        )
         .await;
 }
 
@@ -175,7 +210,7 @@ async fn clickhouse_is_killed_in_the_middle_of_small_inserts() {
         .world
         .config("batch_size: 50, flush_interval_seconds: 0.01", "");
     // Of one day: the fewer parts an insert makes, the more inserts there are.
-    let publishers = chaos.publishers(150, 1).await;
+    let publishers = chaos.publishers(lane::FIRST, 150, 1).await;
     let _daemon = Daemon::start_logging_to(&log, &config, &[]);
     for _ in 0..kills {
         let before = chaos.world.stored().await;
@@ -190,7 +225,7 @@ async fn clickhouse_is_killed_in_the_middle_of_small_inserts() {
     chaos
         .conclude(
             "ClickHouse killed in the middle of small inserts",
-            publishers,
+            vec![(lane::FIRST, publishers)],
         )
         .await;
 }
@@ -213,10 +248,10 @@ async fn the_oracle_notices_whatever_is_wrong() {
     let mut chaos = Chaos::new().await;
     let world = &chaos.world;
     let daemon = world.daemon("flush_interval_seconds: 0.1");
-    let publishers = chaos.publishers(1000, 3).await;
+    let publishers = chaos.publishers(lane::FIRST, 1000, 3).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let ledger = publishers.finish().await;
-    assert!(Verdict::on(world, &ledger).await.is_good());
+    assert!(Verdict::on(world, lane::FIRST, &ledger).await.is_good());
     let (status, log) = daemon.stop().await;
     assert!(status.success(), "{log}");
     chaos.clickhouse.start(&[EVERYTHING.to_owned()]).await;
@@ -230,7 +265,7 @@ async fn the_oracle_notices_whatever_is_wrong() {
     run("TRUNCATE TABLE error_tracking").await;
     run("TRUNCATE TABLE error_users").await;
     run("ALTER TABLE operators.activity DELETE WHERE name = 'import 7'").await;
-    let verdict = Verdict::on(world, &ledger).await;
+    let verdict = Verdict::on(world, lane::FIRST, &ledger).await;
     let counts: BTreeMap<_, _> = verdict.counts().into_iter().collect();
     assert_eq!(counts["views wrong"], 3, "{verdict}");
     for view in ["error_tracking", "error_users", "operators.activity"] {
@@ -263,7 +298,7 @@ async fn the_oracle_notices_whatever_is_wrong() {
     ] {
         run(&sql).await;
     }
-    let verdict = Verdict::on(world, &ledger).await;
+    let verdict = Verdict::on(world, lane::FIRST, &ledger).await;
     let counts: BTreeMap<_, _> = verdict.counts().into_iter().collect();
     assert_eq!(counts["events lost"], 1, "{verdict}");
     assert_eq!(counts["events duplicated"], 1, "{verdict}");

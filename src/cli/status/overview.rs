@@ -283,8 +283,8 @@ impl LaneOverview<'_> {
     /// Of what the active instance asks JetStream for.
     fn not_known(&self) -> String {
         match self.health.role {
-            Some(Role::Active) => "not known yet".to_owned(),
-            _ => "known to the active instance".to_owned(),
+            Some(Role::Standby) => "known to the active instance".to_owned(),
+            Some(Role::Active) | None => "not known yet".to_owned(),
         }
     }
 

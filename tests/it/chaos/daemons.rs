@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream;
 
 use super::daemon_faults::Fault;
+use super::lane;
 use super::plan::{Plan, Tally};
 use super::publishers::connect;
 use super::record;
@@ -46,12 +47,27 @@ pub struct Instance {
     pub daemon: Daemon,
     pub config: PathBuf,
     log: PathBuf,
+    /// The configuration of its second lane.
+    second_lane: String,
 }
 
 impl Instance {
+    fn start(config: PathBuf, log: PathBuf, second_lane: PathBuf) -> Self {
+        let second_lane = second_lane.to_str().unwrap().to_owned();
+        let variables = [(lane::VARIABLE, second_lane.as_str())];
+        Self {
+            daemon: Daemon::start_logging_to(&log, &config, &variables),
+            config,
+            log,
+            second_lane,
+        }
+    }
+
     /// Once the one before has ended.
     fn start_again(&mut self, variables: &[(&str, &str)]) {
-        self.daemon = Daemon::start_logging_to(&self.log, &self.config, variables);
+        let second_lane = (lane::VARIABLE, self.second_lane.as_str());
+        let variables = [variables, &[second_lane]].concat();
+        self.daemon = Daemon::start_logging_to(&self.log, &self.config, &variables);
     }
 }
 
@@ -75,11 +91,7 @@ impl Daemons {
                 &format!("nats_url: 'nats://127.0.0.1:{}'", links.nats.port()),
             );
             let log = world.dir.path().join(format!("daemon-{number}.log"));
-            Instance {
-                daemon: Daemon::start_logging_to(&log, &config, &[]),
-                config,
-                log,
-            }
+            Instance::start(config, log, world.dir.path().join("second.yml"))
         });
         Self {
             instances: instances.collect(),

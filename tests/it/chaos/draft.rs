@@ -44,14 +44,17 @@ pub struct Author {
     population: Population,
     /// Events happened on any of this many days up to now.
     days: u64,
+    /// What subjects begin with.
+    prefix: &'static str,
 }
 
 impl Author {
-    pub fn new(seed: u64, days: u64) -> Self {
+    pub fn new(seed: u64, days: u64, prefix: &'static str) -> Self {
         Self {
             rng: SmallRng::seed_from_u64(seed),
             population: Population::new(seed),
             days,
+            prefix,
         }
     }
 
@@ -73,7 +76,7 @@ impl Author {
         };
         Draft {
             id,
-            subject: format!("fechatter.analytics.{}", written.subject),
+            subject: format!("{}{}", self.prefix, written.subject),
             payload: written.bytes,
             events,
             dead_letters,
@@ -84,7 +87,7 @@ impl Author {
     fn batch(&mut self, id: Uuid) -> Draft {
         let mut draft = Draft {
             id: id.to_string(),
-            subject: "fechatter.analytics.batch".to_owned(),
+            subject: format!("{}batch", self.prefix),
             payload: Vec::new(),
             events: Vec::new(),
             dead_letters: Vec::new(),

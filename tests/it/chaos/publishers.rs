@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::draft::{Author, Draft};
+use super::lane::Lane;
 
 /// A message's sequence in the stream, and a place in the message.
 pub type Place = (u64, u32);
@@ -50,6 +51,7 @@ pub struct Traffic {
     pub rate: u32,
     /// Days that the events happened on.
     pub days: u64,
+    pub lane: Lane,
 }
 
 const PUBLISHERS: u32 = 3;
@@ -72,8 +74,8 @@ impl Publishers {
     /// Makes the stream, as the daemon would but for the duplicate window, and starts.
     pub async fn start(nats_url: &str, traffic: Traffic) -> Self {
         let stream = stream::Config {
-            name: "ANALYTICS".to_owned(),
-            subjects: vec!["fechatter.analytics.>".to_owned()],
+            name: traffic.lane.stream.to_owned(),
+            subjects: vec![format!("{}>", traffic.lane.prefix)],
             max_age: Duration::from_secs(720 * 3600),
             allow_direct: true,
             duplicate_window: DUPLICATE_WINDOW,
@@ -95,6 +97,7 @@ impl Publishers {
             let author = Author::new(
                 traffic.seed.wrapping_add(u64::from(number) << 32),
                 traffic.days,
+                traffic.lane.prefix,
             );
             let publisher = Publisher {
                 jetstream,

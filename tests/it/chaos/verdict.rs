@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use clickhouse::Row;
 use serde::Deserialize;
 
+use super::lane::Lane;
 use super::operator;
 use super::publishers::{Ledger, Place};
 use crate::support::{LIMIT, World};
@@ -44,11 +45,11 @@ pub struct Verdict {
 
 impl Verdict {
     /// Waits until nothing moves any more, then compares.
-    pub async fn on(world: &World, ledger: &Ledger) -> Self {
-        let mut unsettled = settle(world).await;
+    pub async fn on(world: &World, lane: Lane, ledger: &Ledger) -> Self {
+        let mut unsettled = settle(world, lane).await;
         // A message that nobody confirmed, or a confirmed one that is gone, is not the
         // daemon's doing; the comparison would say nothing.
-        let held = stream_messages(world).await;
+        let held = stream_messages(world, lane).await;
         if held != ledger.messages {
             unsettled.push(format!(
                 "the stream holds {held} messages, confirmed were {}",
@@ -56,7 +57,9 @@ impl Verdict {
             ));
         }
         let mut views_wrong = world.wrong_views().await;
-        views_wrong.extend(world.wrong_among(&operator::VIEWS).await);
+        if lane.has_operators_views {
+            views_wrong.extend(world.wrong_among(&operator::VIEWS).await);
+        }
         let mut verdict = Self {
             messages: ledger.messages,
             events: ledger.events.len(),
@@ -167,7 +170,7 @@ impl Display for Verdict {
 
 /// Waits until everything is acknowledged and nothing moves; says what is left when
 /// nothing has moved for long.
-async fn settle(world: &World) -> Vec<String> {
+async fn settle(world: &World, lane: Lane) -> Vec<String> {
     /// Longer than the daemon is ever quiet with work at hand and both servers up.
     const QUIET: Duration = Duration::from_secs(1);
 
@@ -176,7 +179,7 @@ async fn settle(world: &World) -> Vec<String> {
     let mut moved = Instant::now();
     loop {
         let stored = world.stored().await;
-        let waiting = match jetstream.get_stream("ANALYTICS").await {
+        let waiting = match jetstream.get_stream(lane.stream).await {
             Ok(stream) => stream.consumer_info("analytics-processor").await.ok(),
             Err(_) => None,
         }
@@ -197,8 +200,8 @@ async fn settle(world: &World) -> Vec<String> {
     }
 }
 
-async fn stream_messages(world: &World) -> u64 {
+async fn stream_messages(world: &World, lane: Lane) -> u64 {
     let jetstream = world.nats.jetstream().await;
-    let stream = jetstream.get_stream("ANALYTICS").await.unwrap();
+    let stream = jetstream.get_stream(lane.stream).await.unwrap();
     stream.cached_info().state.messages
 }
