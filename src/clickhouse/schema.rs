@@ -1,7 +1,5 @@
 //! What the tables must be beside what the migrations say: how long they keep rows.
 
-use std::collections::BTreeMap;
-
 use clickhouse::Row;
 use clickhouse::error::Error;
 use serde::Deserialize;
@@ -44,10 +42,17 @@ pub async fn kept_otherwise(
     clickhouse: &ClickHouse,
     kinds: &[&Tables],
     days: u16,
-) -> Result<BTreeMap<&'static str, String>, Error> {
+) -> Result<Vec<(&'static str, String)>, Error> {
     let tables = tables(clickhouse).await?;
-    let retained = kinds.iter().flat_map(|kind| kind.retained());
+    let mut retained = Vec::new();
+    for table in kinds.iter().flat_map(|kind| kind.retained()) {
+        // All kinds have the table of dead letters.
+        if !retained.contains(&table) {
+            retained.push(table);
+        }
+    }
     Ok(retained
+        .into_iter()
         .map(|(name, age_from)| (name, format!("{age_from} + toIntervalDay({days})")))
         .filter(|(name, ttl)| {
             let table = tables.iter().find(|table| table.name == *name);

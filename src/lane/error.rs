@@ -1,10 +1,9 @@
 //! What ends a run of the pipeline.
 
 use super::consume::ConsumeError;
-use super::recover::RecoverError;
 use super::sole_writer::NotAlone;
 use crate::checkpoint::CheckpointError;
-use crate::nats::StreamError;
+use crate::nats::{StoredMessageError, StreamError};
 
 /// Why this instance must not insert any more.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +25,7 @@ pub enum PipelineError {
     #[error(transparent)]
     Lost(#[from] Lost),
     #[error(transparent)]
-    Recover(#[from] RecoverError),
+    Message(#[from] StoredMessageError),
     #[error(transparent)]
     Consume(#[from] ConsumeError),
     #[error("acknowledging failed: {0}")]
@@ -51,10 +50,7 @@ impl PipelineError {
 
     fn checkpoint(&self) -> Option<&CheckpointError> {
         match self {
-            Self::Checkpoint(error)
-            | Self::Lost(Lost::Checkpoint(error))
-            | Self::Recover(RecoverError::Lost(Lost::Checkpoint(error)))
-            | Self::Recover(RecoverError::Checkpoint(error)) => Some(error),
+            Self::Checkpoint(error) | Self::Lost(Lost::Checkpoint(error)) => Some(error),
             _ => None,
         }
     }

@@ -10,7 +10,6 @@ use uuid::Uuid;
 
 use super::error::Lost;
 use super::metrics::Role;
-use super::recover::RecoverError;
 use super::sole_writer::{NotAlone, SoleWriter};
 use super::{Pipeline, PipelineError, identity};
 use crate::checkpoint::{self, Checkpoint, Claim, Turn};
@@ -69,9 +68,7 @@ impl Pipeline {
             claim.created = StreamId::of(&stream).created;
             let record = record.map(|written| &written.record);
             let predecessor = record.map_or_else(String::new, |record| record.owner.clone());
-            claim.stream = identity::of(&jetstream, &stream, record, &self.store)
-                .await
-                .map_err(RecoverError::from)?;
+            claim.stream = identity::of(&jetstream, &stream, record, &self.store).await?;
             let is_lost = matches!(turn, Turn::Vacant)
                 && self.last.is_none()
                 && self.store.holds_any(&claim.stream.to_string()).await;

@@ -12,30 +12,20 @@ use async_nats::jetstream;
 use async_nats::jetstream::stream::Stream;
 use tracing::{error, info, warn};
 
-use super::error::Lost;
+use super::error::PipelineError;
 use super::lead::Lead;
 use super::recount::Recount;
 use super::store::Store;
-use crate::checkpoint::{CheckpointError, Incarnation, Record};
+use crate::checkpoint::{Incarnation, Record};
 use crate::nats::{StoredMessageError, stored_message};
 
 /// How often ClickHouse is asked whether inserts of an earlier writer still run.
 const LOOK: Duration = Duration::from_millis(200);
 
-#[derive(Debug, thiserror::Error)]
-pub enum RecoverError {
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    #[error(transparent)]
-    Lost(#[from] Lost),
-    #[error(transparent)]
-    Stream(#[from] StoredMessageError),
-}
-
 /// Brings the record, which is this instance's, in line with the stream and with
 /// ClickHouse. Returns the sequence up to which only what is missing may be
 /// inserted; 0 where the record can be believed.
-pub async fn reconcile(lead: &Lead, store: &Store) -> Result<u64, RecoverError> {
+pub async fn reconcile(lead: &Lead, store: &Store) -> Result<u64, PipelineError> {
     let Lead {
         jetstream,
         stream,
@@ -121,7 +111,7 @@ async fn last_common(
     jetstream: &jetstream::Context,
     stream: &Stream,
     record: &Record,
-) -> Result<Option<(u64, i64)>, RecoverError> {
+) -> Result<Option<(u64, i64)>, StoredMessageError> {
     let info = stream.cached_info();
     let (state, name) = (&info.state, &info.config.name);
     let (end, stored_at) = record.end();

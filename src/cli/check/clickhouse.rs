@@ -90,7 +90,7 @@ async fn check_schema(
     match schema::kept_otherwise(clickhouse, &migrate::tables_of(lanes), days).await {
         Ok(tables) if tables.is_empty() => {}
         Ok(tables) => {
-            let names: Vec<_> = tables.into_keys().collect();
+            let names: Vec<_> = tables.into_iter().map(|(name, _)| name).collect();
             let detail = format!("not kept for {days} days: {}", names.join(", "));
             let remedy = "`analytics-server migrate` changes that, and so does `analytics-server serve`; it takes the right ALTER TTL";
             findings.add("schema", Status::Warning, detail, remedy);

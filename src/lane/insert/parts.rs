@@ -3,8 +3,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::pieces::everything;
-use crate::checkpoint::{Part, Rows};
+use crate::checkpoint::{Part, Range, Rows};
 use crate::clickhouse::native::{Block, Millis};
 use crate::clickhouse::stored::{Origin, Place};
 use crate::dead_letter::{DeadLetter, Reason, Unfit};
@@ -96,6 +95,18 @@ pub fn first_parts(batch: &Encoded, may_be_there: bool) -> Vec<Part> {
         Content::Rows(piece) if may_be_there => what_is_missing(piece),
         Content::Rows(_) => Vec::new(),
     }
+}
+
+/// All rows of a range. They are looked for before they are sent: only such parts have
+/// tokens of their own.
+pub fn everything(range: &Range) -> Vec<Part> {
+    let part = |rows| Part {
+        rows,
+        first: Place(range.first, 0),
+        last: Place(range.last, u32::MAX),
+        attempt: 1,
+    };
+    vec![part(Rows::DeadLetters), part(Rows::Events)]
 }
 
 /// As [`whole`], for a range of which ClickHouse may hold something already.

@@ -6,25 +6,12 @@
 //! has what is left: the parts of the piece that is being stored, as they are sent, and
 //! the rest behind them.
 
-use super::parts::{Step, divide, narrowed};
+use super::parts::{Step, divide, everything, narrowed};
 use super::{Inserter, Storing};
-use crate::checkpoint::{Part, Range, Rows};
 use crate::clickhouse::stored::Place;
 use crate::lane::error::Lost;
 use crate::lane::metrics::Stage;
 use crate::nats::Message;
-
-/// All rows of a range. They are looked for before they are sent: only such parts have
-/// tokens of their own.
-pub fn everything(range: &Range) -> Vec<Part> {
-    let part = |rows| Part {
-        rows,
-        first: Place(range.first, 0),
-        last: Place(range.last, u32::MAX),
-        attempt: 1,
-    };
-    vec![part(Rows::DeadLetters), part(Rows::Events)]
-}
 
 impl Inserter {
     /// Returns once ClickHouse has every row of the messages.
@@ -66,6 +53,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::checkpoint::{Part, Range, Rows};
     use crate::config::Subjects;
     use crate::kind::analytics::Analytics;
     use crate::lane::encode::{Encoder, Piece};
