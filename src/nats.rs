@@ -113,7 +113,7 @@ pub async fn connect(messaging: &Messaging) -> Result<Client, ConnectError> {
     if let Some(authority) = &messaging.tls_ca_file {
         options = options.tls_client_config(tls::trusting(authority));
     }
-    // Also for servers that a server announces, which the client would otherwise reach without it.
+    // Also for servers that a server announces: the client would otherwise connect without it.
     let wants_tls = addresses.iter().any(ServerAddr::tls_required);
     options = options.require_tls(wants_tls || messaging.tls_ca_file.is_some());
     options.connect(addresses).await.map_err(|error| {

@@ -86,7 +86,7 @@ impl BlockBuilder {
             .map(|part| (part.rows, part.columns.into_iter()))
             .collect();
         loop {
-            // Column by column, since its parts no longer need their memory after that.
+            // Column by column, since the parts of one no longer need their memory after it.
             let mut name = "";
             let next = parts.iter_mut().filter_map(|(rows, columns)| {
                 let (of_part, column) = columns.next()?;

@@ -1,4 +1,4 @@
-//! A day of a view, rebuilt alongside the others and swapped in at once.
+//! A day of a view, rebuilt in a staging table and swapped in at once.
 //!
 //! Each of these statements may arrive late, when another instance has taken over and is inserting:
 //! a swap would then bring back a day without that instance's rows. So the staging table has a name

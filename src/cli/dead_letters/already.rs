@@ -31,7 +31,7 @@ pub type Found = HashMap<Uuid, String>;
 ///
 /// - what the daemon has not stored yet;
 /// - on subjects of batch messages, all since the oldest letter: an event of a batch
-/// does not carry its message's id into ClickHouse.
+///   does not carry its message's id into ClickHouse.
 pub async fn in_stream(
     jetstream: &jetstream::Context,
     stream: &Stream,

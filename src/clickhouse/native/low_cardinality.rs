@@ -1,7 +1,8 @@
 //! `LowCardinality(String)`: each distinct value once, and each row's number among them.
 //!
 //! ClickHouse takes it as it is. With `String`, it would read every row's bytes and look
-//! them up itself. Source: `SerializationLowCardinality.cpp` in ClickHouse.
+//! them up itself.
+//! Source: `SerializationLowCardinality.cpp` in ClickHouse.
 
 use foldhash::{HashMap, HashMapExt};
 
