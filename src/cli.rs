@@ -1,4 +1,4 @@
-//! The command line: one file a command.
+//! The command line: one file per command.
 //!
 //! Data goes to stdout and everything else to stderr. Exit codes: 0 done, 1
 //! failed, 2 usage, 69 a server is unreachable, 78 configuration.
@@ -61,13 +61,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Carry events until SIGTERM or SIGINT (what happens without a command, too)
+    /// Carry events until SIGTERM or SIGINT (also what happens without a command)
     Serve,
     /// Bring the ClickHouse schema up to date
     Migrate(migrate::Args),
     /// Check configuration, NATS, stream, consumer, ClickHouse and schema, and say what to do
     Check(check::Args),
-    /// Compare what is stored with the stream, and the views with what is stored, and mend it
+    /// Compare what is stored with the stream, and the views with what is stored, and repair it
     Verify(verify::Args),
     /// Publish sample events
     Send(send::Args),
@@ -83,9 +83,9 @@ enum Command {
     Health,
     /// Show a daemon on this machine at work: state, rates, lag, batches, inserts
     Status(status::Args),
-    /// Print what completes commands and options in a shell
+    /// Print the completions of commands and options for a shell
     Completions(documents::CompletionsArgs),
-    /// Print the man page, or write one a command
+    /// Print the man page, or write one for each command
     Man(documents::ManArgs),
 }
 
@@ -97,7 +97,7 @@ pub fn main() -> ExitCode {
         .context("cannot start the runtime")
         .and_then(|runtime| {
             let outcome = runtime.block_on(run(cli));
-            // Does not wait for a look-up of a host's name that may be under way.
+            // Does not wait for a host name lookup that may be under way.
             runtime.shutdown_background();
             outcome
         });
@@ -106,7 +106,7 @@ pub fn main() -> ExitCode {
         // Whoever read the output has seen enough: `analytics-server check | head -1`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Without words of our own before it, which say what was asked of whom.
+            // Without words of our own before it that say what was asked of whom.
             match error.chain().next().and_then(|error| error.downcast_ref()) {
                 Some(error) => tell(format_args!(
                     "analytics-server: ClickHouse: {}",
@@ -119,8 +119,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Says something on standard error. `eprintln!` would panic where nobody is there to
-/// read it any more.
+/// Says something on standard error. `eprintln!` would panic if nobody is left to read it.
 fn tell(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
@@ -133,7 +132,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 async fn run(cli: Cli) -> Result<ExitCode> {
     let command = cli.command.unwrap_or(Command::Serve);
-    // A line a batch would be a part of what is measured.
+    // A line per batch would be part of what is measured.
     let quiet = matches!(command, Command::Bench(_));
     let filter = telemetry::init(cli.log_format, quiet);
     let path = cli.config.as_deref();

@@ -1,5 +1,5 @@
-//! ClickHouse: the client, the blocks that it sends, the schema, and the engine
-//! itself for machines that have no server.
+//! ClickHouse: the client, the blocks that it sends, the schema, and the engine itself for
+//! machines without a server.
 
 pub mod client;
 pub mod codes;

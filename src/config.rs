@@ -1,7 +1,7 @@
 //! `analytics.yml`: every key, its default and its unit.
 //!
-//! [`Config::load`] finds and reads the file; an unknown key is an error, so
-//! that a misspelt one is not silently a default.
+//! [`Config::load`] finds and reads the file; an unknown key is an error, so that a misspelt one
+//! does not silently become a default.
 
 mod address;
 mod authority;
@@ -47,10 +47,10 @@ pub struct Server {
     pub db_user: String,
     /// Default none.
     pub db_password: Option<SecretString>,
-    /// Certificate authorities (PEM) to trust beside the system's. Default none.
+    /// Certificate authorities (PEM) to trust in addition to the system's. Default none.
     #[serde(deserialize_with = "values::db_tls_ca_file")]
     pub db_tls_ca_file: Option<Authority>,
-    /// Database that holds all tables; created when missing. Default `fechatter_analytics`.
+    /// Database that holds all tables; created if missing. Default `fechatter_analytics`.
     pub db_name: String,
     /// Folder for what the daemon keeps on disk: the embedded ClickHouse's data,
     /// nothing otherwise. Default `/tmp/fechatter_analytics`.
@@ -72,11 +72,11 @@ impl Default for Server {
     }
 }
 
-/// What is told of the daemon.
+/// What the daemon reports about itself.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Observability {
-    /// Which lines are logged, in the form of RUST_LOG, which goes first. Default
+    /// Which lines are logged, in the form of RUST_LOG, which takes precedence. Default
     /// `warn,async_nats=off,analytics_server=info`.
     #[serde(deserialize_with = "values::log_filter")]
     pub log_filter: Option<String>,
@@ -86,7 +86,7 @@ pub struct Observability {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsConfig {
-    /// A port for `/metrics` alone, beside `server.port`. Default none.
+    /// A port for `/metrics` alone, in addition to `server.port`. Default none.
     pub port: Option<u16>,
 }
 
@@ -165,10 +165,10 @@ pub struct Messaging {
     /// Must be true: there is nowhere else to read events from. Default true.
     #[serde(deserialize_with = "values::enabled")]
     pub enabled: bool,
-    /// One address, or several of one cluster parted by commas. Default `nats://localhost:4222`.
+    /// One address, or several of one cluster separated by commas. Default `nats://localhost:4222`.
     #[serde(deserialize_with = "values::nats_url")]
     pub nats_url: Address,
-    /// Must be true: exactly once rests on JetStream. Default true.
+    /// Must be true: exactly once depends on JetStream. Default true.
     #[serde(deserialize_with = "values::jetstream_enabled")]
     pub jetstream_enabled: bool,
     pub username: Option<String>,
@@ -176,7 +176,7 @@ pub struct Messaging {
     pub token: Option<SecretString>,
     /// A `.creds` file, as `nsc` writes them.
     pub credentials_file: Option<PathBuf>,
-    /// Certificate authorities (PEM) to trust beside the system's; requires TLS.
+    /// Certificate authorities (PEM) to trust in addition to the system's; requires TLS.
     #[serde(deserialize_with = "values::tls_ca_file")]
     pub tls_ca_file: Option<Authority>,
     pub subjects: Subjects,
@@ -224,7 +224,7 @@ pub struct Subjects {
 }
 
 impl Subjects {
-    /// All subjects, as configured: with overlaps, in no order that matters.
+    /// All subjects, as configured: with overlaps, in no particular order.
     pub fn all(&self) -> impl Iterator<Item = &str> {
         [&self.analytics_events, &self.analytics_batch]
             .into_iter()
@@ -251,8 +251,7 @@ impl Default for Subjects {
     }
 }
 
-/// The stream, which is created with these settings when it is missing, and the
-/// durable consumer.
+/// The stream, which is created with these settings if it is missing, and the durable consumer.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct JetStream {
@@ -317,8 +316,8 @@ pub struct Analytics {
     /// Default 2.
     #[serde(deserialize_with = "values::max_in_flight")]
     pub max_in_flight: NonZeroUsize,
-    /// Tasks that decode at a time while a batch is read. Default: a quarter of the
-    /// cores, one at the least and four at the most.
+    /// Tasks that decode at a time while a batch is read. Default: a quarter of the cores, at least
+    /// one and at most four.
     #[serde(deserialize_with = "values::decode_workers")]
     pub decode_workers: NonZeroUsize,
     /// Default `auto`.
@@ -330,8 +329,8 @@ pub struct Analytics {
         deserialize_with = "values::insert_timeout"
     )]
     pub insert_timeout: Duration,
-    /// Seconds without a word from the instance that works, after which another
-    /// one takes over. Default 10.
+    /// Seconds without a sign of life from the active instance, after which another one takes over.
+    /// Default 10.
     #[serde(
         rename = "lease_timeout_seconds",
         deserialize_with = "values::lease_timeout"
@@ -364,11 +363,11 @@ impl Default for Analytics {
     }
 }
 
-/// How blocks go to ClickHouse.
+/// How blocks are sent to ClickHouse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
-    /// `none` to a server on this machine, otherwise `lz4`.
+    /// `none` for a server on this machine, otherwise `lz4`.
     Auto,
     Lz4,
     None,

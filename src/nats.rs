@@ -25,27 +25,27 @@ pub use subjects::{covering_set, covers};
 /// How long a request to JetStream may take before it is tried again.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Two pings may stay without an answer: a server that hangs is taken for lost after three
-/// of these, and a scrape later, within 15 s, the alerts know.
+/// Two pings may go unanswered: a server that hangs is considered lost after three of these, and
+/// one scrape later, within 15 s, the alerts know.
 const PING_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Answers come to subjects below this one, so that a user needs no right to read what
-/// others of the account are answered.
+/// Answers arrive on subjects below this one, so that a user needs no right to read the answers to
+/// others in the account.
 const INBOX_PREFIX: &str = "_INBOX.analytics-server";
 
-/// Says what happens to a connection after it was made.
+/// Logs what happens to a connection after it was made.
 fn log(event: &Event, retry: &mut Retry) {
     match event {
         Event::Connected if retry.had_failed() => {
-            info!("connected to NATS again");
+            info!("reconnected to NATS");
             *retry = Retry::new();
         }
         Event::Disconnected => {
-            // Noted, so that the end of it is said, too.
+            // Noted, so that the end of it is logged, too.
             retry.is_news(&"lost");
             warn!("connection to NATS lost, reconnecting");
         }
-        // A try to reconnect that failed, or a right that is missing: said once a change.
+        // A failed attempt to reconnect, or a missing right: logged once per change.
         Event::ClientError(error) if retry.is_news(error) => warn!(%error, "NATS"),
         Event::ServerError(error) if retry.is_news(error) => warn!(%error, "NATS"),
         Event::SlowConsumer(_) => warn!(%event, "NATS"),
@@ -67,7 +67,7 @@ pub enum ConnectError {
 
 /// Connects, with the credentials and the trust that the configuration names.
 ///
-/// A connection once made comes back by itself after NATS was away; this is logged.
+/// Once made, a connection comes back by itself after NATS was away; this is logged.
 pub async fn connect(messaging: &Messaging) -> Result<Client, ConnectError> {
     let retry = Mutex::new(Retry::new());
     let mut options = ConnectOptions::new()
@@ -83,7 +83,7 @@ pub async fn connect(messaging: &Messaging) -> Result<Client, ConnectError> {
             std::future::ready(())
         });
     let addresses = addresses(messaging)?;
-    // async-nats does not use what stands in an address. The keys below override it.
+    // async-nats ignores the login in an address. The keys below override it.
     if let Some(user) = addresses.iter().find_map(ServerAddr::username) {
         let password = addresses.iter().find_map(ServerAddr::password);
         options = match password {
@@ -113,7 +113,7 @@ pub async fn connect(messaging: &Messaging) -> Result<Client, ConnectError> {
     if let Some(authority) = &messaging.tls_ca_file {
         options = options.tls_client_config(tls::trusting(authority));
     }
-    // Also of servers that a server tells of, which the client would reach without.
+    // Also for servers that a server announces: the client would otherwise connect without it.
     let wants_tls = addresses.iter().any(ServerAddr::tls_required);
     options = options.require_tls(wants_tls || messaging.tls_ca_file.is_some());
     options.connect(addresses).await.map_err(|error| {

@@ -1,4 +1,4 @@
-//! Trying again: with growing pauses, and without a log line a try.
+//! Trying again, with growing pauses and without a log line for each attempt.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use tracing::{info, warn};
 /// waits for the daemon once the server is back.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// What goes on failing in the same way is said again this often.
+/// What keeps failing in the same way is logged again this often.
 const REMINDER: Duration = Duration::from_secs(60);
 
-/// The pauses between tries, and what was said of their failures.
+/// The pauses between attempts, and what was logged of their failures.
 pub struct Retry {
     pauses: ExponentialBackoff,
     said: Option<(String, Instant)>,
@@ -31,8 +31,8 @@ impl Retry {
         Self { pauses, said: None }
     }
 
-    /// Whether a failure differs from the one before, or has gone on for a while,
-    /// and so is worth a line.
+    /// Whether a failure differs from the one before, or has lasted for a while, and so is
+    /// worth a log line.
     pub fn is_news(&mut self, error: &impl Display) -> bool {
         let error = error.to_string();
         let old = self
@@ -45,7 +45,7 @@ impl Retry {
         !old
     }
 
-    /// Whether there was a failure to get over.
+    /// Whether there was a failure to recover from.
     pub fn had_failed(&self) -> bool {
         self.said.is_some()
     }
@@ -61,8 +61,8 @@ impl Default for Retry {
     }
 }
 
-/// Tries `attempt` until it works. What goes wrong is logged once a change, not
-/// once a try, and so is the end of it.
+/// Repeats `attempt` until it works. What goes wrong is logged once per change, not once per
+/// attempt, and so is the end of it.
 pub async fn until_ok<T, E: Display, Attempt: Future<Output = Result<T, E>>>(
     what: &'static str,
     mut attempt: impl FnMut() -> Attempt,

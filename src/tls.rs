@@ -1,4 +1,4 @@
-//! TLS: whom to trust, and why a server is not.
+//! TLS: whom to trust, and why a server is not trusted.
 
 use std::error::Error;
 use std::io;
@@ -21,19 +21,19 @@ pub fn trusting(authority: &Authority) -> ClientConfig {
 /// Why there is no TLS with a server that answers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    #[error("its certificate does not hold: {0}")]
+    #[error("its certificate is not valid: {0}")]
     Certificate(String),
-    #[error("it speaks no TLS on this port")]
+    #[error("it does not speak TLS on this port")]
     NoTls,
 }
 
-/// Looks whether TLS is what an error is about.
+/// Checks whether an error is about TLS.
 pub fn fault(error: &(dyn Error + 'static)) -> Option<Fault> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         match error.downcast_ref() {
             Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
-                let why = "no authority that is trusted here has signed it";
+                let why = "no trusted authority has signed it";
                 return Some(Fault::Certificate(why.to_owned()));
             }
             Some(rustls::Error::InvalidCertificate(why)) => {
@@ -42,7 +42,7 @@ pub fn fault(error: &(dyn Error + 'static)) -> Option<Fault> {
             Some(rustls::Error::InvalidMessage(_)) => return Some(Fault::NoTls),
             _ => {}
         }
-        // An I/O error's source is that of the error inside, not that error itself.
+        // An I/O error's source is that of the error inside it, not that error itself.
         let inside = error.downcast_ref().and_then(io::Error::get_ref);
         cause = match inside {
             Some(inside) => Some(inside),

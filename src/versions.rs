@@ -1,4 +1,4 @@
-//! Which versions of the servers exactly once was tried with.
+//! Which versions of the servers exactly once was tested with.
 
 use std::fmt;
 
@@ -30,17 +30,17 @@ pub const CLICKHOUSE: Supported = Supported {
 
 pub const NATS: Supported = Supported {
     server: "nats-server",
-    // The client library asks for what 2.10 has; 2.10.25 was the oldest to try it with.
+    // The client library asks for what 2.10 has; 2.10.25 was the oldest one tested with it.
     oldest: Version::new(2, 10),
     newest: Version::new(2, 15),
-    lacks: "what the consumer and the checkpoint ask of JetStream is not there",
+    lacks: "it lacks what the consumer and the checkpoint ask of JetStream",
 };
 
 /// What a version means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Fine,
-    /// Nobody has tried it. The text says so.
+    /// It has not been tested. The text says so.
     Untried(String),
     /// Exactly once would break. The text says so, and what to do.
     TooOld {
@@ -71,7 +71,7 @@ impl fmt::Display for Version {
 }
 
 impl Supported {
-    /// What `version`, as the server says it, means.
+    /// What `version`, as the server reports it, means.
     pub fn judge(&self, version: &str) -> Verdict {
         let Self {
             server,
@@ -82,11 +82,11 @@ impl Supported {
         match Version::parse(version) {
             Some(version) if version < *oldest => Verdict::TooOld {
                 detail: format!("{server} {version} is older than {oldest}: {lacks}"),
-                remedy: format!("upgrade {server} to {oldest} or newer, at best {newest}"),
+                remedy: format!("upgrade {server} to {oldest} or newer, ideally {newest}"),
             },
             Some(version) if version <= *newest => Verdict::Fine,
             _ => Verdict::Untried(format!(
-                "{server} {version} was not tried, {newest} is the newest that was"
+                "{server} {version} has not been tested; {newest} is the newest that has"
             )),
         }
     }
@@ -119,8 +119,8 @@ mod tests {
         assert_eq!(
             NATS.judge("2.9.25"),
             Verdict::TooOld {
-                detail: "nats-server 2.9 is older than 2.10: what the consumer and the checkpoint ask of JetStream is not there".to_owned(),
-                remedy: "upgrade nats-server to 2.10 or newer, at best 2.15".to_owned(),
+                detail: "nats-server 2.9 is older than 2.10: it lacks what the consumer and the checkpoint ask of JetStream".to_owned(),
+                remedy: "upgrade nats-server to 2.10 or newer, ideally 2.15".to_owned(),
             }
         );
     }

@@ -1,4 +1,4 @@
-//! Asking the daemon of a configuration over HTTP.
+//! Querying the daemon of a configuration over HTTP.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::config::Config;
 
-/// The daemon waits for ClickHouse's answer, for 2 s.
+/// The daemon itself waits for ClickHouse's answer, for 2 s.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +24,7 @@ pub struct Answer {
     pub body: String,
 }
 
-/// Where the daemon of this configuration listens, seen from its own machine.
+/// Where the daemon of this configuration listens, as seen from its own machine.
 pub fn address(config: &Config) -> SocketAddr {
     let host = match config.server.host {
         IpAddr::V4(host) if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -34,10 +34,10 @@ pub fn address(config: &Config) -> SocketAddr {
     SocketAddr::new(host, config.server.port)
 }
 
-/// What is at `path`.
+/// What the daemon serves at `path`.
 ///
 /// # Errors
-/// [`NoAnswer`]; another one when something else than the daemon answers.
+/// [`NoAnswer`]; a different one if something other than the daemon answers.
 pub async fn get(address: SocketAddr, path: &str) -> Result<Answer> {
     let answer = match tokio::time::timeout(PATIENCE, exchange(address, path)).await {
         Ok(Ok(answer)) => answer,
@@ -59,7 +59,7 @@ pub async fn get(address: SocketAddr, path: &str) -> Result<Answer> {
     })
 }
 
-/// HTTP/1.0: the answer ends with its connection.
+/// HTTP/1.0: the answer ends when its connection does.
 async fn exchange(address: SocketAddr, path: &str) -> std::io::Result<Vec<u8>> {
     let mut connection = TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.0\r\n\r\n");

@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     events: u64,
 
-    /// Events a second while the latency is measured; 0 leaves it out
+    /// Events a second while the latency is measured; 0 skips it
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     rate: u64,
 
@@ -47,13 +47,13 @@ pub struct Args {
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
 
-    /// nats-server's process, where it runs on this machine: its CPU time and memory are
+    /// nats-server's process, if it runs on this machine: its CPU time and memory are
     /// measured, too
     #[arg(long, value_name = "PID")]
     nats_pid: Option<u32>,
 
-    /// ClickHouse's process, where it runs on this machine; found by itself with
-    /// `db_url: embedded`
+    /// ClickHouse's process, if it runs on this machine; found automatically with `db_url:
+    /// embedded`
     #[arg(long, value_name = "PID")]
     clickhouse_pid: Option<u32>,
 
@@ -67,7 +67,7 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
     let pids = [("nats", args.nats_pid), ("clickhouse", args.clickhouse_pid)];
     for (name, pid) in pids {
         if let Some(pid) = pid {
-            // Where this process's own use cannot be read, nothing can.
+            // If this process's own use cannot be read, nothing can.
             let known = usage::is_readable(pid) || !usage::is_readable(this);
             ensure!(known, "there is no process {pid} (--{name}-pid)");
         }
@@ -88,7 +88,7 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
     };
     let outcome = bench.measure(&mut scratch).await;
     if bench.shutdown.is_cancelled() {
-        tell("interrupted: removing what was made, which takes some seconds");
+        tell("interrupted: removing what was made, which takes a few seconds");
     }
     let removed = scratch.remove().await;
     if let (Err(_), Err(error)) = (&outcome, &removed) {
@@ -124,7 +124,7 @@ impl Bench<'_> {
         };
         let scratch = &*scratch;
         let mut publisher = Publisher::connect(&scratch.config).await?;
-        // First, while this process holds no memory that a larger load has left to it.
+        // First, while this process holds no memory left over from a larger load.
         let latency = self.latency(scratch, &mut publisher, pids).await?;
 
         scratch.empty_stream().await?;
@@ -134,7 +134,7 @@ impl Bench<'_> {
             .step("publishing", self.args.events, publishing)
             .await?;
         let stream = scratch.stream().await?;
-        // Those of a repeat whose first answer was lost, too.
+        // Including those of a repeat whose first answer was lost.
         load.events = stream.cached_info().state.messages;
         let last = stream.cached_info().state.last_sequence;
         let stream = StreamId::of(&stream);
@@ -146,7 +146,7 @@ impl Bench<'_> {
         let blocks = self
             .step("encoding blocks (not measured)", load.events, encoding)
             .await?;
-        // The first insert into tables that were just made is a slow one.
+        // The first insert into newly created tables is slow.
         let clickhouse = ClickHouse::new(&scratch.config);
         let first = clickhouse_alone::insert(scratch, &clickhouse, &blocks, 0);
         self.go(first).await?;
@@ -208,7 +208,7 @@ impl Bench<'_> {
         Ok(Some(latency))
     }
 
-    /// Does a step of the run, which a signal may break off.
+    /// Does a step of the run, which a signal may interrupt.
     async fn step<T>(
         &self,
         name: &str,
@@ -239,8 +239,8 @@ impl Bench<'_> {
         Ok(Speed::new(load, &used))
     }
 
-    /// Does what a signal may break off. What makes and removes things is done to its
-    /// end: otherwise a server might do it after everything was removed.
+    /// Does what a signal may interrupt. What creates and removes things runs to its end: otherwise
+    /// a server might do it after everything was removed.
     async fn go<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         match self.shutdown.run_until_cancelled(work).await {
             Some(done) => done,

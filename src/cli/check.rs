@@ -18,15 +18,15 @@ use crate::lane::Lane;
     analytics-server check --offline --config /etc/fechatter/analytics.yml\n  \
     analytics-server check --repair")]
 pub struct Args {
-    /// One JSON object instead of a line each
+    /// One JSON object instead of one line for each finding
     #[arg(long)]
     json: bool,
 
-    /// Make what is missing: the stream, the consumer, the database, its tables and views
+    /// Create what is missing: the stream, the consumer, the database, its tables and views
     #[arg(long)]
     repair: bool,
 
-    /// Judge the configuration file alone, without asking any server
+    /// Check only the configuration file, without asking any server
     #[arg(long, conflicts_with = "repair")]
     offline: bool,
 }
@@ -36,11 +36,11 @@ pub struct Args {
 struct Finding {
     name: &'static str,
     status: Status,
-    /// Of which lane, where it is not about all of them.
+    /// Which lane it is about, unless it is about all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     lane: Option<&'static str>,
     detail: String,
-    /// What to do about it; empty where that is nothing, or not known.
+    /// What to do about it; empty if that is nothing, or not known.
     #[serde(skip_serializing_if = "String::is_empty")]
     remedy: String,
 }
@@ -49,7 +49,7 @@ struct Finding {
 #[serde(rename_all = "lowercase")]
 enum Status {
     Ok,
-    /// Works, and should be otherwise.
+    /// Works, but should be different.
     Warning,
     Failed,
     Unreachable,
@@ -86,7 +86,7 @@ pub async fn run(args: Args, path: Option<&Path>) -> Result<ExitCode> {
 
 #[derive(Default)]
 struct Findings {
-    /// Of which lane findings are from now on.
+    /// Which lane findings are about from now on.
     lane: Option<&'static str>,
     all: Vec<Finding>,
 }

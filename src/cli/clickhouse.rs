@@ -20,20 +20,20 @@ pub struct Args {
     /// Directory of the data, created if it is missing
     #[arg(long, value_name = "DIR")]
     path: PathBuf,
-    /// Port of the HTTP interface; 0 takes a free one
+    /// Port of the HTTP interface; 0 picks a free one
     #[arg(long, default_value_t = 8123)]
     port: u16,
     /// Address to listen on
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
     /// ClickHouse's library, which scripts/deps.sh fetches [default: searched in
-    /// $FECHATTER_DEPS_DIR/lib, ./.dev/lib, beside this program, /usr/local/lib, /usr/lib]
+    /// $FECHATTER_DEPS_DIR/lib, ./.dev/lib, next to this program, /usr/local/lib, /usr/lib]
     #[arg(long, value_name = "FILE", env = "LIBCHDB_PATH")]
     libchdb: Option<PathBuf>,
     /// User that clients must name
     #[arg(long, env = "ANALYTICS_DB_USER", default_value = "default")]
     user: String,
-    /// The user's password; whoever may list processes sees it: better in the variable
+    /// The user's password; anyone who can list processes sees it, so prefer the variable
     #[arg(long, env = "ANALYTICS_DB_PASSWORD", hide_env_values = true)]
     password: Option<SecretString>,
     /// A file that holds the password
@@ -115,8 +115,8 @@ fn stop_with_parent(shutdown: CancellationToken) {
     });
 }
 
-/// Relative names in `file()` are the working directory's in libchdb; ClickHouse puts
-/// them into the data directory, and so does this. Before the engine is opened, which
+/// Relative names in `file()` are relative to the working directory in libchdb; ClickHouse puts
+/// them into the data directory, and so does this. To be called before the engine is opened, which
 /// would also read a `config.xml` that it finds in the working directory.
 fn enter_user_files(path: &Path) -> anyhow::Result<()> {
     let directory = path.join("user_files");

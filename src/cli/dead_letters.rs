@@ -1,4 +1,4 @@
-//! `dead-letters`: what could not be stored, looked at, published again, deleted.
+//! `dead-letters`: looking at what could not be stored, publishing it again, deleting it.
 
 mod already;
 mod letter;
@@ -28,11 +28,11 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// One line a letter, the newest first, without payloads
+    /// One line per letter, newest first, without payloads
     List(show::ListArgs),
     /// Everything about one letter, its payload included
     Show(show::ShowArgs),
-    /// Publish letters again, the oldest first, and mark them; each is stored once
+    /// Publish letters again, oldest first, and mark them; each is stored once
     Replay(replay::Args),
     /// Delete letters
     Purge(purge::Args),

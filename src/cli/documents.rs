@@ -1,4 +1,4 @@
-//! What is made from the command line itself: shell completions and man pages.
+//! What is generated from the command line itself: shell completions and man pages.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ pub struct CompletionsArgs {
     analytics-server man | man -l -\n  \
     analytics-server man --out-dir /usr/local/share/man/man1")]
 pub struct ManArgs {
-    /// Write a page for the program and one for each command there
+    /// Write a page for the program and one for each command to this folder
     #[arg(long, value_name = "DIR")]
     out_dir: Option<PathBuf>,
 }

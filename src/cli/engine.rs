@@ -1,5 +1,5 @@
-//! The embedded ClickHouse, as a child process: it may take the memory of large
-//! queries, and a fault in it does not take the daemon along.
+//! The embedded ClickHouse, as a child process: it may take the memory that large queries
+//! need, and a crash in it does not take the daemon down.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -15,13 +15,13 @@ use crate::clickhouse::ClickHouse;
 use crate::config::Config;
 use crate::retry::Retry;
 
-/// How long it may take to close, after what is held was stored: service managers
-/// send SIGKILL after 30 s or more.
+/// How long it may take to close after what is held has been stored: service managers send
+/// SIGKILL after 30 s or more.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The embedded ClickHouse's process.
 pub struct EngineProcess {
-    /// Of the child that was started first.
+    /// That of the child that was started first.
     pid: Option<u32>,
     stop: CancellationToken,
     supervisor: tokio::task::JoinHandle<()>,
@@ -31,7 +31,7 @@ impl EngineProcess {
     /// Starts it on data below `server.base_dir` and waits until it answers.
     ///
     /// # Errors
-    /// When its port is taken or it ends before it answers; it has said why.
+    /// If its port is taken or it ends before it answers; it has said why.
     pub async fn start(config: &Config, port: u16, clickhouse: &ClickHouse) -> Result<Self> {
         // Another ClickHouse on this port would answer in place of the child.
         drop(
@@ -93,7 +93,7 @@ impl EngineProcess {
     }
 }
 
-/// Starts the child again whenever it ends, until `stop`.
+/// Restarts the child whenever it ends, until `stop`.
 async fn supervise(mut command: Command, mut child: Child, stop: CancellationToken) {
     let mut retry = Retry::new();
     loop {
@@ -101,12 +101,12 @@ async fn supervise(mut command: Command, mut child: Child, stop: CancellationTok
         tokio::select! {
             status = child.wait() => {
                 let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-                error!(status, "the embedded ClickHouse has ended, starting it again");
+                error!(status, "the embedded ClickHouse has ended, restarting it");
             }
             () = stop.cancelled() => {
                 drop(stdin);
                 if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
-                    // It is made to survive this.
+                    // It is built to survive this.
                     let _ = child.kill().await;
                 }
                 return;
@@ -117,7 +117,7 @@ async fn supervise(mut command: Command, mut child: Child, stop: CancellationTok
         }
         match command.spawn() {
             Ok(started) => child = started,
-            // The old one's end is met again, after a pause.
+            // The old one's end is seen again, after a pause.
             Err(error) => error!(%error, "cannot start the embedded ClickHouse"),
         }
     }

@@ -14,7 +14,7 @@ use crate::lane::Lane;
     analytics-server migrate\n  \
     analytics-server migrate --status")]
 pub struct Args {
-    /// Only show what is applied; exit 1 when something is not
+    /// Only show what is applied; exit with 1 if something is not
     #[arg(long)]
     status: bool,
 }

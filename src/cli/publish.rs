@@ -34,17 +34,17 @@ pub struct Published {
     pub sent: Instant,
 }
 
-/// Publishes what `next` gives until that is `None`; `stored` hears of each message,
+/// Publishes what `next` gives until that is `None`; `stored` is called for each message,
 /// in the same order.
 pub async fn publish(
     jetstream: &jetstream::Context,
     mut next: impl AsyncFnMut() -> Option<Outgoing>,
     mut stored: impl FnMut(Published),
 ) -> Result<()> {
-    // One for all: what keeps one message from being stored keeps the others, too.
+    // One for all: what keeps one message from being stored does so for the others, too.
     let failures = Mutex::new(Retry::new());
     let mut window = FuturesOrdered::new();
-    // The first one goes alone: a right that is missing is found out with it.
+    // The first one goes alone: it shows whether a right is missing.
     let mut most = 1;
     while let Some(message) = next().await {
         let sent = Instant::now();
@@ -85,8 +85,8 @@ impl Outgoing {
     }
 }
 
-/// Waits for JetStream's answer, publishing again where there is none. What goes wrong is
-/// said where it is news among `failures`.
+/// Waits for JetStream's answer, publishing again if there is none. What goes wrong is
+/// logged if it is news among `failures`.
 async fn confirm(
     jetstream: &jetstream::Context,
     message: Outgoing,
@@ -123,12 +123,14 @@ async fn confirm(
     }
     let answer = ack?.await.with_context(|| {
         let subject = &message.subject;
-        format!("cannot publish to `{subject}` (may the NATS user, and has a stream the subject?)")
+        format!(
+            "cannot publish to `{subject}` (is the NATS user allowed to, and does a stream have the subject?)"
+        )
     })?;
     Ok(published(answer.sequence))
 }
 
-/// Draws on stderr, and only where that is a terminal.
+/// Draws on stderr, and only if that is a terminal.
 pub fn progress_bar(events: u64) -> ProgressBar {
     let style = ProgressStyle::with_template(
         "{bar:40} {human_pos}/{human_len} events, {per_sec}, {eta} left",

@@ -20,9 +20,9 @@ const RELOADABLE: [&str; 4] = [
 
 /// What the daemon runs with, as far as a reload changes it.
 pub struct Reload {
-    /// As it was given; otherwise the file is looked for as at the start.
+    /// As it was given; otherwise the file is looked for as at startup.
     path: Option<PathBuf>,
-    /// The file as it was at the start.
+    /// The file as it was at startup.
     keys: Value,
     filter: Filter,
     limits: watch::Sender<Limits>,
@@ -44,12 +44,12 @@ impl Reload {
         self.limits.subscribe()
     }
 
-    /// Reads the file again. One that is wrong changes nothing.
+    /// Reads the file again. An invalid one changes nothing.
     pub fn reload(&self) {
         let config = match Config::load(self.path.as_deref(), super::environment) {
             Ok((config, _)) => config,
             Err(error) => {
-                error!(%error, "configuration not reloaded: going on with the old one");
+                error!(%error, "configuration not reloaded: continuing with the old one");
                 return;
             }
         };

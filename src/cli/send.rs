@@ -45,7 +45,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Ids that are printed: enough to look at, not a screen full.
+/// How many ids are printed: enough to look at, not a screenful.
 const SHOWN: usize = 10;
 
 pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
@@ -115,7 +115,7 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
         && !found
     {
         bail!(
-            "not all events were in ClickHouse after {seconds} s: does `analytics-server serve` run? `analytics-server check` says more"
+            "not all events were in ClickHouse after {seconds} s: is `analytics-server serve` running? `analytics-server check` says more"
         );
     }
     Ok(ExitCode::SUCCESS)
@@ -164,14 +164,14 @@ async fn publish(
 /// Returns once each of the events is in ClickHouse.
 ///
 /// # Errors
-/// When an event is there more than once.
+/// If an event is there more than once.
 async fn wait_until_stored(config: &Config, lane: &Lane, sent: &Sent) -> Result<()> {
     #[derive(Row, Deserialize)]
     struct Found {
         id: String,
     }
     let clickhouse = ClickHouse::new(config);
-    // Whatever its creation time: the ids are new ones.
+    // Whatever its creation time: the ids are new.
     let stream = format!("{}@", lane.stream.name);
     let (first, last) = (sent.first.to_string(), sent.last.to_string());
     let parameters = [

@@ -30,13 +30,13 @@ use crate::lane::{Lane, Pipeline, Progress};
 use crate::metrics::Registry;
 use crate::retry;
 
-/// How often the main task shows that it goes on.
+/// How often the main task shows that it is still running.
 const BEAT: Duration = Duration::from_secs(1);
 
 pub async fn run(config: Config, path: Option<PathBuf>, filter: Filter) -> Result<ExitCode> {
     let reload = Reload::new(&config, path, filter);
     let shutdown = CancellationToken::new();
-    // By a second signal nothing is lost, only done again.
+    // A second signal loses nothing; some work is only done again.
     stop::on_signals(&stop::orders(), shutdown.clone(), "storing what is held")?;
     let limits = reload.limits();
     let mut hangup = signal(SignalKind::hangup())?;
@@ -75,7 +75,7 @@ pub async fn run(config: Config, path: Option<PathBuf>, filter: Filter) -> Resul
         info!(address = %listener.local_addr()?, "metrics are served here, too");
         tokio::spawn(http::serve_metrics(listener, Arc::clone(&health)));
     }
-    // Not when both servers are there: they may be away for hours.
+    // Not only once both servers are there: they may be away for hours.
     notify(NotifyState::Ready);
     let stopping = shutdown.clone();
     tokio::spawn(async move {
@@ -97,7 +97,7 @@ pub async fn run(config: Config, path: Option<PathBuf>, filter: Filter) -> Resul
     };
     let outcome = tokio::select! {
         outcome = carry(&config, lanes, limits, &health, &shutdown) => outcome,
-        // In the same task: it shows that this one goes on.
+        // In the same task: it shows that this one is still running.
         never = beat(&health) => match never {},
     };
     if let Some(engine) = engine {
@@ -111,7 +111,7 @@ pub async fn run(config: Config, path: Option<PathBuf>, filter: Filter) -> Resul
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows again and again that the task goes on in which this is polled.
+/// Shows again and again that the task in which this is polled is still running.
 async fn beat(health: &Health) -> Infallible {
     loop {
         health.beat();
@@ -120,10 +120,10 @@ async fn beat(health: &Health) -> Infallible {
     }
 }
 
-/// Tells systemd, where it has started this process.
+/// Tells systemd, if that started this process.
 fn notify(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        debug!(%error, "systemd was not told");
+        debug!(%error, "cannot notify systemd");
     }
 }
 
@@ -171,7 +171,7 @@ async fn carry(
     run_all(pipelines, shutdown).await
 }
 
-/// Runs every lane until `shutdown`. One that cannot go on leaves the others alone; the
+/// Runs every lane until `shutdown`. One that cannot continue leaves the others alone; the
 /// daemon ends with the last of them.
 async fn run_all(
     pipelines: impl Iterator<Item = Pipeline>,
@@ -185,7 +185,7 @@ async fn run_all(
     while let Some((lane, outcome)) = running.next().await {
         match outcome {
             Err(error) if running.is_empty() => return Err(error.into()),
-            Err(error) => error!(lane, %error, "a lane cannot go on, the others do"),
+            Err(error) => error!(lane, %error, "a lane cannot continue; the others do"),
             Ok(()) => {}
         }
     }

@@ -23,15 +23,15 @@ use overview::Overview;
     analytics-server status --watch\n  \
     ANALYTICS_PORT=6691 analytics-server status --json")]
 pub struct Args {
-    /// Look again and again, until Ctrl-C
+    /// Keep looking, until Ctrl-C
     #[arg(long)]
     watch: bool,
 
-    /// Seconds that rates are taken over, and between two looks
+    /// Seconds over which rates are measured, and between two looks
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = seconds)]
     interval: f64,
 
-    /// One JSON object a look
+    /// One JSON object per look
     #[arg(long)]
     json: bool,
 }
@@ -43,7 +43,7 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-/// What the daemon said at one time.
+/// What the daemon said at one moment.
 struct Look {
     at: Instant,
     health: HealthReport,
@@ -64,7 +64,7 @@ impl Look {
     }
 }
 
-/// One look ends as `health` does.
+/// A single look exits as `health` does.
 pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
     let address = ask::address(&config);
     let interval = Duration::from_secs_f64(args.interval);
@@ -81,7 +81,8 @@ pub async fn run(args: Args, config: Config) -> Result<ExitCode> {
     })
 }
 
-/// Goes on while nobody answers, too: that is what an operator waits to see the end of.
+/// Continues even while nobody answers: that is what an operator is waiting to see the end
+/// of.
 async fn watch(address: SocketAddr, interval: Duration, as_json: bool) -> Result<Infallible> {
     let mut before = None;
     loop {

@@ -7,8 +7,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// What a closed terminal sends, beside what stops every program: for those that have
-/// nothing to reload.
+/// What a closed terminal sends, in addition to what stops every program: for those that
+/// have nothing to reload.
 pub fn all() -> [SignalKind; 3] {
     let [terminate, interrupt] = orders();
     [terminate, interrupt, SignalKind::hangup()]
@@ -19,8 +19,8 @@ pub fn orders() -> [SignalKind; 2] {
     [SignalKind::terminate(), SignalKind::interrupt()]
 }
 
-/// The first one of `signals` asks for an orderly stop, which `what_follows` tells
-/// of; the second ends the process where it is.
+/// The first one of `signals` asks for an orderly stop, which `what_follows` describes; the
+/// second ends the process at once.
 pub fn on_signals(
     signals: &[SignalKind],
     shutdown: CancellationToken,

@@ -12,15 +12,15 @@ pub enum LogFormat {
     Json,
 }
 
-/// Logs at info without RUST_LOG; the libraries only what is wrong, since what
-/// matters of them is logged here, once. All that the NATS client says is.
+/// Without RUST_LOG, logs at info; from the libraries only what is wrong, since what
+/// matters there is logged here, once. That holds for everything that the NATS client says.
 const DEFAULT_FILTER: &str = "warn,async_nats=off,analytics_server=info";
 
-/// Says which lines are logged, while the program runs.
+/// Determines which lines are logged, while the program runs.
 pub struct Filter(reload::Handle<EnvFilter, Registry>);
 
 impl Filter {
-    /// Logs what `directives` say, or what is logged by default. RUST_LOG goes first.
+    /// Logs what `directives` say, or what is logged by default. RUST_LOG takes precedence.
     pub fn set(&self, directives: Option<&str>) {
         if of_environment().is_none() {
             // It fails only without a subscriber, and there is one until the end.
@@ -29,7 +29,7 @@ impl Filter {
     }
 }
 
-/// Sends log lines to stderr; `quiet` leaves only what is wrong, without RUST_LOG.
+/// Sends log lines to stderr; `quiet` leaves only what is wrong, unless RUST_LOG is set.
 pub fn init(format: LogFormat, quiet: bool) -> Filter {
     let default = match quiet {
         true => "warn,async_nats=off",
@@ -39,7 +39,7 @@ pub fn init(format: LogFormat, quiet: bool) -> Filter {
     let (filter, handle) = reload::Layer::new(filter);
     let lines = fmt::layer()
         .with_writer(std::io::stderr)
-        // Nobody may be there to read them any more; they would panic on that.
+        // There may be nobody left to read them; they would panic on that.
         .log_internal_errors(false)
         .with_target(false);
     let lines = match format {

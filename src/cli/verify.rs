@@ -31,7 +31,7 @@ use stream::{Comparison, Witness};
     analytics-server verify --since 2026-11-01\n  \
     analytics-server verify --day 2026-11-20 --repair")]
 pub struct Args {
-    /// This UTC day alone, as 2026-11-20: events of that day, messages received on it
+    /// Only this UTC day, such as 2026-11-20: events of that day, messages received on it
     #[arg(long, value_parser = day)]
     day: Option<Date>,
 
@@ -39,8 +39,8 @@ pub struct Args {
     #[arg(long, value_parser = day, conflicts_with = "day")]
     since: Option<Date>,
 
-    /// Insert what is missing from the stream, and build again the days of views that
-    /// differ; an active instance stands by meanwhile
+    /// Insert from the stream what is missing, and rebuild the days of views that differ;
+    /// an active instance stands by meanwhile
     #[arg(long)]
     repair: bool,
 
@@ -62,7 +62,7 @@ struct Span {
 }
 
 impl Span {
-    /// All that ClickHouse keeps: days before are never exact.
+    /// All that ClickHouse keeps: earlier days are never exact.
     fn all(config: &Config) -> Self {
         let today = OffsetDateTime::now_utc().date();
         let kept = i64::from(config.features.analytics.retention_days.get());
@@ -127,7 +127,7 @@ struct Verify<'a> {
 }
 
 impl Verify<'_> {
-    /// `at_rest` says that nobody inserts.
+    /// `at_rest` says that nobody is inserting.
     async fn report(&self, at_rest: bool) -> Result<OfLane> {
         let Store {
             clickhouse, tables, ..
@@ -165,7 +165,7 @@ impl Verify<'_> {
         stream::compare(self.config, clickhouse, &self.lane, witness, self.span).await
     }
 
-    /// As [`Verify::report`], with what is wrong put right; no instance inserts
+    /// Like [`Verify::report`], with what is wrong put right; no instance inserts
     /// meanwhile.
     async fn repair(&self) -> Result<OfLane> {
         let Store {
@@ -202,7 +202,7 @@ impl Verify<'_> {
         let mut span = self.span;
         if let Some(first) = before.first_missing {
             pipeline.store_again(lead, first).await?;
-            // The views may have counted what was inserted, on whatever day.
+            // The views may have counted what was inserted, on any day.
             span = Span::all(self.config);
         }
         let days = days::compare(clickhouse, tables, &views.compared, span, true).await?;
@@ -211,7 +211,7 @@ impl Verify<'_> {
             .compared
             .into_iter()
             .map(|view| {
-                // One that another view fills may be right until that one is built again.
+                // One that another view fills may be right until that one is rebuilt.
                 let may_differ = something_differs && view.reads_a_view();
                 let differs = |day: &&days::Day| day.views_that_differ.contains(&view.name);
                 let days = days.iter().filter(|day| may_differ || differs(day));

@@ -19,31 +19,31 @@ use crate::tls;
 #[derive(Clone)]
 pub struct ClickHouse {
     client: Client,
-    /// Without a database chosen. Choosing one, if only `default`, needs a right to it.
+    /// With no database selected. Selecting one, even `default`, requires a right to it.
     server: Client,
     address: Address,
     user: String,
     database: String,
-    /// Of blocks.
+    /// For blocks.
     compression: Compression,
     insert_timeout: Duration,
     /// How long any other statement may take.
     timeout: Duration,
 }
 
-/// Why an insert did not say that it worked. The variants are what to do about it.
+/// Why an insert did not report success. The variants say what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum InsertError {
-    /// Time-out, broken connection, a proxy's answer: it may have been stored.
-    /// Only the same bytes with the same token may be sent again.
+    /// A timeout, a broken connection, a proxy's answer: the block may have been stored. Only the
+    /// same bytes with the same token may be sent again.
     #[error("outcome unknown: {0}")]
     Unknown(String),
-    /// As before, but ClickHouse itself has answered, after the insert had begun: the token
-    /// may stand for rows that are not there, since it is written down first. A restart is
-    /// not needed for that; a part that cannot be put in its place is enough.
+    /// As above, but ClickHouse itself answered, after the insert had begun: the token may stand
+    /// for rows that are missing, since it is written first. That does not take a restart; a part
+    /// that cannot be put in place is enough.
     #[error("{0}")]
     HalfDone(String),
-    /// A row's value is at fault, and nothing of the block is stored.
+    /// A row's value is at fault, and none of the block is stored.
     #[error("{0}")]
     Refused(String),
     /// ClickHouse answered with an error that is not the data's fault, before it began.
@@ -52,7 +52,7 @@ pub enum InsertError {
     Unavailable(String),
 }
 
-/// Bytes that are compressed and sent at a time.
+/// How many bytes are compressed and sent at a time.
 pub const PIECE: usize = 1024 * 1024;
 
 /// How long ClickHouse may take to accept more bytes of an insert.
@@ -61,18 +61,18 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long any other statement of the daemon's own may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long one that reads or writes a whole day may take: giving up on the client's
-/// side does not end it.
+/// How long a statement that reads or writes a whole day may take: giving up on the client side
+/// does not end it.
 const PATIENT_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// What an insert asks for beside its token and [`OWN_SETTINGS`].
+/// What an insert asks for besides its token and [`OWN_SETTINGS`].
 const INSERT_SETTINGS: [(&str, &str); 6] = [
     // Answer when the rows are stored, not when they are queued.
     ("async_insert", "0"),
     ("insert_deduplicate", "1"),
     // Without it a view counts a repeated block again.
     ("deduplicate_blocks_in_dependent_materialized_views", "1"),
-    // A column that the table lacks would be thrown away.
+    // A column that the table lacks would be discarded.
     ("input_format_skip_unknown_fields", "0"),
     // A quiet stream's first batch may hold many days, a partition each in
     // the views' targets.
@@ -81,8 +81,8 @@ const INSERT_SETTINGS: [(&str, &str); 6] = [
     ("materialized_views_ignore_errors", "0"),
 ];
 
-/// What every statement of the daemon's own asks for: limits and filters that a profile sets for
-/// analysts would end an insert or a recount each time, or cut short what a question is answered.
+/// What each of the daemon's own statements asks for: limits and filters that a profile sets for
+/// analysts would abort an insert or a recount every time, or cut an answer short.
 const OWN_SETTINGS: [(&str, &str); 19] = [
     ("max_execution_time", "0"),
     ("max_rows_to_read", "0"),
@@ -102,11 +102,11 @@ const OWN_SETTINGS: [(&str, &str); 19] = [
     ("offset", "0"),
     ("additional_table_filters", "{}"),
     ("additional_result_filter", ""),
-    // What was true a minute ago is no answer.
+    // An answer from a minute ago is not good enough.
     ("use_query_cache", "0"),
 ];
 
-/// What an insert runs under, beside its token. `guarantees` looks whether the server grants it.
+/// What an insert runs under, besides its token. `guarantees` checks whether the server grants it.
 pub fn insert_settings() -> impl Iterator<Item = (&'static str, &'static str)> {
     INSERT_SETTINGS.into_iter().chain(OWN_SETTINGS)
 }
@@ -122,7 +122,7 @@ impl ClickHouse {
         let client = client
             .with_url(address.expose())
             .with_user(&server.db_user)
-            // Of answers: they are short.
+            // For answers: they are short.
             .with_compression(Compression::None)
             .with_product_info("analytics-server", env!("CARGO_PKG_VERSION"));
         let client = match &server.db_password {
@@ -153,7 +153,7 @@ impl ClickHouse {
         }
     }
 
-    /// A statement of the daemon's own.
+    /// One of the daemon's own statements.
     fn own(&self, sql: &str) -> Query {
         let settings = OWN_SETTINGS.into_iter();
         settings.fold(self.client.query_raw(sql), |query, (name, value)| {
@@ -161,7 +161,7 @@ impl ClickHouse {
         })
     }
 
-    /// The same server, without a database chosen: for creating it.
+    /// The same server with no database selected: for creating it.
     pub fn without_database(&self) -> Self {
         Self {
             client: self.server.clone(),
@@ -183,8 +183,8 @@ impl ClickHouse {
     }
 
     /// Inserts one block. `token` is the deduplication token: a block that
-    /// ClickHouse and its views have already seen under it is dropped. It is the
-    /// query's id, too: ClickHouse refuses a repeat while an attempt still runs.
+    /// ClickHouse and its views have already seen under it is dropped. It is also the query's id:
+    /// ClickHouse refuses a repeat while an attempt is still running.
     pub async fn insert(&self, table: &str, block: &Block, token: &str) -> Result<(), InsertError> {
         let inserting = self.insert_within_span(table, block, token);
         inserting.instrument(span()).await
@@ -221,7 +221,7 @@ impl ClickHouse {
             .unwrap_or(Err(Error::TimedOut))
     }
 
-    /// Runs a statement that answers nothing.
+    /// Runs a statement that returns nothing.
     pub async fn execute(&self, sql: &str) -> Result<(), Error> {
         self.limited(self.own(sql).execute()).await
     }
@@ -239,7 +239,7 @@ impl ClickHouse {
         self.limited(query.fetch_all()).await
     }
 
-    /// Runs a query, of no database, under these settings.
+    /// Runs a query with no database selected, under these settings.
     pub async fn rows_under<T: RowOwned + RowRead>(
         &self,
         settings: impl Iterator<Item = (&'static str, &'static str)>,
@@ -253,15 +253,15 @@ impl ClickHouse {
         self.limited(query.fetch_all()).await
     }
 
-    /// Runs any statement and streams what it answers in `format`.
+    /// Runs any statement and streams what it returns in `format`.
     pub fn stream(&self, sql: &str, format: &str) -> Result<BytesCursor, Error> {
         self.client.query_raw(sql).fetch_bytes(format)
     }
 
-    /// Which process answers: another one after ClickHouse was started again.
+    /// Which process answers: a different one after ClickHouse was restarted.
     ///
     /// # Errors
-    /// Also where the user cannot see it: every process would look like the one before.
+    /// Also if the user cannot see it: every process would look like the one before.
     pub async fn process(&self) -> Result<String, Error> {
         self.visible_process().await?.ok_or_else(|| {
             let user = quote_identifier(&self.user);
@@ -273,11 +273,10 @@ impl ClickHouse {
         })
     }
 
-    /// Which process answers, `None` where the user cannot see it.
+    /// Which process answers, `None` if the user cannot see it.
     ///
-    /// ClickHouse gives the tables of `system` ids that it makes up at its start; the
-    /// embedded engine gives one to the database alone. Both are shown to whoever may read
-    /// `system.processes`.
+    /// ClickHouse gives the tables of `system` ids that it makes up at startup; the embedded engine
+    /// gives one only to the database. Both are visible to anyone who may read `system.processes`.
     pub async fn visible_process(&self) -> Result<Option<String>, Error> {
         #[derive(Row, serde::Deserialize)]
         struct Process {
@@ -301,7 +300,7 @@ impl ClickHouse {
         Ok(rows.into_iter().next().map(|row| row.process))
     }
 
-    /// The server's version: that it answers, and lets the user in.
+    /// The server's version, which shows that it answers and lets the user in.
     pub async fn version(&self) -> Result<String, Error> {
         #[derive(Row, serde::Deserialize)]
         struct Version {
@@ -337,13 +336,13 @@ fn insert_error(error: Error) -> InsertError {
     }
 }
 
-/// ClickHouse adds a stack trace where it is set up to.
+/// ClickHouse adds a stack trace if it is configured to.
 fn first_line(answer: &str) -> String {
     answer.lines().next().unwrap_or_default().to_owned()
 }
 
 /// An error with its causes, as the crate's network errors say little themselves,
-/// and with what to do about it where that is known.
+/// and with what to do about it if that is known.
 pub fn describe(error: &Error) -> String {
     if let Error::BadResponse(answer) = error {
         let line = first_line(answer);

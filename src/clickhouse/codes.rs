@@ -1,11 +1,10 @@
-//! ClickHouse's error codes, and what an insert that meets one does about it; and those by
-//! which a query about a view is given up.
+//! ClickHouse's error codes, and what an insert that meets one does about it; also those on which a
+//! query about a view is given up.
 //!
-//! A wrong entry loses events in one of two ways: rows that are no fault of their
-//! own become dead letters, or rows that were stored already are stored again in
-//! smaller pieces. So only an answer that is surely about a row's value, and that
-//! surely came before anything was stored, counts as [`Class::Refused`]; a code that
-//! is not listed is retried and shown.
+//! A wrong entry loses events in one of two ways: rows that are not at fault become dead letters,
+//! or rows that were already stored are stored again in smaller pieces. So only an answer that is
+//! certainly about a row's value, and that certainly came before anything was stored, counts as
+//! [`Class::Refused`]; a code that is not listed is retried and shown.
 //!
 //! Source: ClickHouse's `src/Common/ErrorCodes.cpp`, and what the engine answered.
 
@@ -19,8 +18,8 @@ use table::CONSTRAINT;
 /// What to do about an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// A row's value is at fault, and nothing of the block is stored: find the row,
-    /// which becomes a dead letter, and insert the others.
+    /// A row's value is at fault, and none of the block is stored: find the row, which becomes a
+    /// dead letter, and insert the others.
     Refused,
     /// The data is not at fault: send it again with growing pauses, and show why.
     Unavailable,
@@ -32,17 +31,17 @@ pub enum Class {
 #[derive(Debug)]
 pub struct Code {
     pub code: u16,
-    /// As ClickHouse writes it behind its message.
+    /// As ClickHouse writes it after its message.
     pub name: &'static str,
-    /// What its errors are at most: see [`class_of`].
+    /// What its errors can be at most: see [`class_of`].
     pub class: Class,
     pub why: &'static str,
 }
 
-/// Where a value did not convert to its column's type. ClickHouse converts a block
-/// while it reads it, before any of it is stored. The same code without these words
-/// comes from an expression of the table, and one of a key or an index is computed
-/// when the block's other partitions are stored already.
+/// Said if a value did not convert to its column's type. ClickHouse converts a block while it reads
+/// it, before any of it is stored. The same code without these words comes from an expression of
+/// the table, and that of a key or an index is computed when the block's other partitions are
+/// already stored.
 const CONVERTING: &str = ": while converting column \"";
 const READING: &str = ": While executing Native";
 
@@ -54,7 +53,7 @@ const IN_A_VIEW: &str = "while pushing to view ";
 /// `Code: 469. DB::Exception: … (VIOLATED_CONSTRAINT) (version …)`.
 pub fn class_of(answer: &str) -> Class {
     let Some(number) = number(answer) else {
-        // A proxy answered, or something that is no ClickHouse.
+        // A proxy answered, or something that is not ClickHouse.
         return Class::Unknown;
     };
     let Some(code) = listed(number) else {
@@ -79,19 +78,19 @@ const BEFORE_THE_BEGIN: [u16; 15] = [
     202, // TOO_MANY_SIMULTANEOUS_QUERIES
     216, // QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING
     242, // TABLE_IS_READ_ONLY
-    252, // TOO_MANY_PARTS, of a table that is not written to then
+    252, // TOO_MANY_PARTS, in which case the table is not written to
     452, // SETTING_CONSTRAINT_VIOLATION
     497, // ACCESS_DENIED
     516, // AUTHENTICATION_FAILED
 ];
 
-/// Whether ClickHouse has answered so, and may have begun to write. Of what is not listed
-/// nobody knows.
+/// Whether ClickHouse gave this answer, and may have begun to write. For what is not listed, nobody
+/// knows.
 pub fn came_after_begin(answer: &str) -> bool {
     number(answer).is_some_and(|number| !BEFORE_THE_BEGIN.contains(&number))
 }
 
-/// Codes by which a query says of itself that it cannot be answered, whenever it is asked.
+/// Codes which say that the query itself cannot be answered, whenever it is asked.
 const OF_THE_QUERY: [u16; 17] = [
     10,  // NOT_FOUND_COLUMN_IN_BLOCK
     16,  // NO_SUCH_COLUMN_IN_TABLE
@@ -124,7 +123,7 @@ pub fn is_of_the_query(error: &Error) -> bool {
 
 /// Whether nothing is stored, and a row's value is why.
 fn is_refusal(code: &Code, answer: &str) -> bool {
-    // To the name, which is also the proof that the answer is there as a whole.
+    // Up to the name, which also proves that the answer arrived whole.
     let ending = format!(". ({})", code.name);
     let before = match code.code {
         CONSTRAINT => says(answer, &ending),
@@ -133,9 +132,9 @@ fn is_refusal(code: &Code, answer: &str) -> bool {
     before && !says(answer, IN_A_VIEW)
 }
 
-/// Whether `answer` says `words` outside of the values that it quotes: what users
-/// write must not decide what becomes of it. Values stand before ClickHouse's own
-/// last words, between quotes, with those inside escaped.
+/// Whether `answer` says `words` outside the values that it quotes: what users write must not
+/// decide what becomes of it. Values come before ClickHouse's own last words, in quotes, with
+/// quotes inside them escaped.
 fn says(answer: &str, words: &str) -> bool {
     let Some((before, after)) = answer.rsplit_once(words) else {
         return false;
@@ -145,15 +144,15 @@ fn says(answer: &str, words: &str) -> bool {
     !(inside && after.contains('\''))
 }
 
-/// ClickHouse's answer to an insert, for the log. Where the error is about a value,
-/// ClickHouse quotes it, and it may be what a user wrote: only the code and its name
-/// remain then, and for a code that is not listed.
+/// ClickHouse's answer to an insert, for the log. If the error is about a value, ClickHouse quotes
+/// it, and it may be what a user wrote: then only the code and its name are kept, as for a code
+/// that is not listed.
 pub fn without_data(answer: &str) -> String {
     let number = number(answer);
     let name = match number.map(|number| (number, listed(number))) {
         Some((_, Some(code))) if code.class == Class::Refused => code.name,
-        Some((_, None)) => name(answer).unwrap_or("the message is left out, it may quote data"),
-        // ClickHouse adds a stack trace where it is set up to.
+        Some((_, None)) => name(answer).unwrap_or("the message is left out, as it may quote data"),
+        // ClickHouse adds a stack trace if it is configured to.
         _ => return answer.lines().next().unwrap_or_default().to_owned(),
     };
     format!("Code: {}. ({name})", number.unwrap_or_default())
@@ -170,7 +169,7 @@ fn number(answer: &str) -> Option<u16> {
     rest[..end.unwrap_or(rest.len())].parse().ok()
 }
 
-/// The name behind the message.
+/// The name after the message.
 fn name(answer: &str) -> Option<&str> {
     let (_, rest) = answer.rsplit_once(". (")?;
     let (name, _) = rest.split_once(')')?;

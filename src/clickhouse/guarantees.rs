@@ -20,13 +20,13 @@ use crate::versions::{self, Verdict};
 
 pub use tables::of_tables;
 
-/// Something that is not as exactly once needs it.
+/// Something that is not as exactly once needs it to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shortcoming {
     /// The line of `check` that it belongs to.
     pub topic: Topic,
     pub detail: String,
-    /// What mends it, where that is known: a statement, or a sentence.
+    /// What fixes it, if that is known: a statement, or a sentence.
     pub remedy: String,
     /// Whether events could be lost or counted twice; otherwise nobody knows.
     pub fatal: bool,
@@ -39,7 +39,7 @@ pub enum Topic {
     Settings,
     /// What the user may do.
     Rights,
-    /// Tables and views that are there.
+    /// Tables and views that exist.
     Schema,
     /// Tables that recognise a repeated insert.
     Deduplication,
@@ -86,9 +86,9 @@ pub async fn of_server(clickhouse: &ClickHouse) -> Result<Vec<Shortcoming>, Erro
     Ok(shortcomings)
 }
 
-/// The one right that nothing needs while all is well. Without it, nobody knows whether
-/// an insert of an earlier writer still runs, nor whether ClickHouse is the process that
-/// knows a token: an outage would lose events or count them twice, without a word.
+/// The one right that nothing needs while all is well. Without it, nobody knows whether an
+/// earlier writer's insert is still running, nor whether ClickHouse is the process that
+/// knows a token: an outage would silently lose events or count them twice.
 async fn of_rights(clickhouse: &ClickHouse) -> Result<Option<Shortcoming>, Error> {
     let sees_inserts = stored::may_see_processes(clickhouse).await?;
     if sees_inserts && clickhouse.visible_process().await?.is_some() {
@@ -97,14 +97,14 @@ async fn of_rights(clickhouse: &ClickHouse) -> Result<Option<Shortcoming>, Error
     let user = quote_identifier(clickhouse.user());
     Ok(Some(Shortcoming::fatal(
         Topic::Rights,
-        "system.processes cannot be read, which says what a restart of ClickHouse may have lost"
+        "system.processes cannot be read; it shows what a restart of ClickHouse may have lost"
             .to_owned(),
         format!("GRANT SELECT ON system.processes TO {user}"),
     )))
 }
 
-/// A setting that wins over `insert_deduplicate` where ClickHouse has it (measured on
-/// 26.7), and that an insert cannot send, since older versions do not know it.
+/// A setting that overrides `insert_deduplicate` if ClickHouse has it (measured on 26.7), and that
+/// an insert cannot send, since older versions do not know it.
 const OVERRIDE: &str = "deduplicate_insert";
 
 #[derive(Row, Deserialize)]
@@ -113,8 +113,7 @@ struct Setting {
     value: String,
 }
 
-/// Runs a query under all that is asked for, and looks which settings took
-/// effect.
+/// Runs a query under all that is asked for, and checks which settings took effect.
 async fn of_settings(clickhouse: &ClickHouse) -> Result<Vec<Shortcoming>, Error> {
     let asked = insert_settings().map(|(name, _)| format!("'{name}'"));
     let names: Vec<String> = asked.chain([format!("'{OVERRIDE}'")]).collect();
@@ -137,7 +136,7 @@ async fn of_settings(clickhouse: &ClickHouse) -> Result<Vec<Shortcoming>, Error>
     }
 }
 
-/// The settings that are asked for and not given.
+/// The settings that are asked for but not granted.
 fn differences(settings: &HashMap<String, String>, user: &str) -> Vec<Shortcoming> {
     let user = quote_identifier(user);
     let asked = insert_settings().filter_map(|(name, wanted)| {
@@ -159,8 +158,8 @@ fn differences(settings: &HashMap<String, String>, user: &str) -> Vec<Shortcomin
     asked.chain(overridden).collect()
 }
 
-/// What an answer means that refuses the settings of an insert; `None` where it is
-/// about something else. ClickHouse names the first setting only.
+/// What an answer that refuses an insert's settings means; `None` if it is about something else.
+/// ClickHouse names only the first setting.
 fn refusal(answer: &str, user: &str) -> Option<Shortcoming> {
     // UNKNOWN_SETTING, READONLY, SETTING_CONSTRAINT_VIOLATION
     let codes = ["Code: 115.", "Code: 164.", "Code: 452."];

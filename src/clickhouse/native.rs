@@ -50,12 +50,12 @@ impl BlockBuilder {
     }
 
     /// Adds a column, of one or more parts with the number of rows of each. ClickHouse
-    /// casts it where the table's type is another (`LowCardinality(String)` from
-    /// `String`). Rows at a part's end that were not set hold the type's default.
+    /// casts it if the table's type is different (`LowCardinality(String)` from `String`).
+    /// Rows at a part's end that were not set hold the type's default.
     ///
     /// # Panics
-    /// When the parts are not as long as the block or not of one type: the bytes would be
-    /// read as something else.
+    /// If the parts are not as long as the block, or not of one type: the bytes would be read as
+    /// something else.
     pub fn column(&mut self, name: &str, parts: Vec<(Column, usize)>) -> &mut Self {
         let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
         let fit = parts.iter().all(|(part, rows)| part.rows() <= *rows);
@@ -71,7 +71,7 @@ impl BlockBuilder {
         );
         write_string(name.as_bytes(), &mut self.bytes);
         write_string(type_name.as_bytes(), &mut self.bytes);
-        // ClickHouse reads nothing of a column without rows, not even a dictionary.
+        // ClickHouse reads nothing for a column without rows, not even a dictionary.
         if rows > 0 {
             Column::write(parts, &mut self.bytes);
         }
@@ -79,14 +79,14 @@ impl BlockBuilder {
         self
     }
 
-    /// Adds all columns of a table, of which the parts have some rows each.
+    /// Adds all columns of a table; each of the parts has some of the rows.
     pub fn columns(&mut self, parts: Vec<Columns>) -> &mut Self {
         let mut parts: Vec<_> = parts
             .into_iter()
             .map(|part| (part.rows, part.columns.into_iter()))
             .collect();
         loop {
-            // Column by column, since its parts need their memory no longer then.
+            // Column by column, since the parts of one no longer need their memory after it.
             let mut name = "";
             let next = parts.iter_mut().filter_map(|(rows, columns)| {
                 let (of_part, column) = columns.next()?;
@@ -101,7 +101,7 @@ impl BlockBuilder {
         }
     }
 
-    /// Adds a column of as many values as the block has rows.
+    /// Adds a column with as many values as the block has rows.
     pub fn values<'a, T: Value + ?Sized + 'a>(
         &mut self,
         name: &str,

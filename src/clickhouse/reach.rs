@@ -16,7 +16,7 @@ use super::client::ClickHouse;
 use super::migrations::quote_identifier;
 use super::tables::Tables;
 
-/// A table's name with its database's.
+/// A table's name with that of its database.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Name {
     pub database: String,
@@ -37,7 +37,7 @@ impl Name {
         format!("{}.{}", quote_identifier(database), quote_identifier(table))
     }
 
-    /// As a person names it who works in the database `home`.
+    /// As someone who works in the database `home` names it.
     pub fn shown_in(&self, home: &str) -> String {
         if self.database == home {
             self.table.clone()
@@ -72,7 +72,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table as far as its engine goes, such as `MergeTree ORDER BY a`.
+    /// A table that has nothing but its engine, such as `MergeTree ORDER BY a`.
     #[cfg(test)]
     pub fn of_engine(database: &str, name: &str, engine_full: &str) -> Self {
         let engine = engine_full.split_whitespace().next().unwrap_or_default();
@@ -94,7 +94,7 @@ impl Table {
         Name::new(&self.database, &self.name)
     }
 
-    /// Whether token and rows are one operation in Keeper.
+    /// Whether the token and the rows are one operation in Keeper.
     pub fn is_replicated(&self) -> bool {
         ["Replicated", "Shared"]
             .iter()
@@ -125,12 +125,12 @@ pub struct Reach {
     pub tables: Vec<Table>,
     /// Views and targets that the user may not see.
     pub unseen: Vec<Name>,
-    /// What an insert feeds that is no materialized view: nobody knows what it does
-    /// with a repeat.
+    /// What an insert feeds that is not a materialized view: nobody knows what it does with a
+    /// repeat.
     pub strange: Vec<Table>,
 }
 
-/// Which tables an insert reaches, in a few letters.
+/// A short fingerprint of the tables that an insert reaches.
 pub async fn identity(clickhouse: &ClickHouse, tables: &Tables) -> Result<String, Error> {
     let catalog = Catalog::read(clickhouse).await?;
     Ok(catalog.reach(&tables.inserted_into()).identity())
@@ -138,10 +138,10 @@ pub async fn identity(clickhouse: &ClickHouse, tables: &Tables) -> Result<String
 
 impl Catalog {
     /// # Errors
-    /// Also where the daemon's own database is missing.
+    /// Also if the daemon's own database is missing.
     pub async fn read(clickhouse: &ClickHouse) -> Result<Self, Error> {
-        // Views are in databases of ClickHouse's own only, and the tables of others may
-        // be asked for over the network.
+        // Views are only in ClickHouse's own databases, and the tables of others may be fetched
+        // over the network.
         let tables: Vec<Table> = clickhouse
             .rows(
                 "SELECT database, name, toString(uuid) AS uuid, engine, engine_full,
@@ -190,7 +190,7 @@ impl Catalog {
             };
             reach.tables.push(table.clone());
             let dependents = table.dependents.iter();
-            // In an order that is always the same.
+            // Always in the same order.
             let dependents: BTreeSet<Name> = dependents
                 .map(|(database, view)| Name::new(database, view))
                 .collect();
@@ -214,8 +214,8 @@ impl Catalog {
 }
 
 impl Reach {
-    /// Which tables these are, in a few letters: other ones, though of the same names, know
-    /// none of the tokens that these know.
+    /// A short fingerprint of these tables: others, even with the same names, know none of the
+    /// tokens that these know.
     pub fn identity(&self) -> String {
         let tables: BTreeSet<String> = self
             .tables
@@ -236,7 +236,7 @@ fn target_of(view: &Table) -> Option<Name> {
     let named = target_in(&view.create_table_query);
     Some(named.unwrap_or_else(|| {
         let inner = match view.uuid.as_str() {
-            // In a database that has none.
+            // In a database without UUIDs.
             "00000000-0000-0000-0000-000000000000" => format!(".inner.{}", view.name),
             uuid => format!(".inner_id.{uuid}"),
         };
@@ -248,7 +248,7 @@ fn target_of(view: &Table) -> Option<Name> {
 fn target_in(create: &str) -> Option<Name> {
     let after = create.strip_prefix("CREATE MATERIALIZED VIEW ")?;
     let (_, mut rest) = qualified(after)?;
-    // Nothing but a schedule is between the name and ` TO `, and columns after both.
+    // Only a schedule can come between the name and ` TO `; columns come after both.
     if !rest.starts_with(" TO ") {
         let columns = rest.find('(').unwrap_or(rest.len());
         let schedule = &rest[..columns];
@@ -258,14 +258,14 @@ fn target_in(create: &str) -> Option<Name> {
     Some(target)
 }
 
-/// A name with its database's at the beginning of `text`, and what follows it.
+/// A name with that of its database at the beginning of `text`, and what follows it.
 fn qualified(text: &str) -> Option<(Name, &str)> {
     let (database, rest) = identifier(text)?;
     let (table, rest) = identifier(rest.strip_prefix('.')?)?;
     Some((Name { database, table }, rest))
 }
 
-/// An identifier as ClickHouse writes it, in backquotes where it needs them.
+/// An identifier as ClickHouse writes it, in backticks if it needs them.
 fn identifier(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('`') else {
         let end = text.find([' ', '.', '(']).unwrap_or(text.len());

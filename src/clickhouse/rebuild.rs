@@ -1,10 +1,10 @@
-//! A day of a view, built again beside the others and swapped in at once.
+//! A day of a view, rebuilt in a staging table and swapped in at once.
 //!
-//! Each of these statements may come late, when another instance has taken over and
-//! inserts: a swap would then bring back a day without its rows. So the table beside has
-//! a name that no other try ever has, every statement of a try names it, and whoever
-//! takes over [clears](leftovers) such tables before it inserts. A statement that comes
-//! later fails: its table is not there.
+//! Each of these statements may arrive late, when another instance has taken over and is inserting:
+//! a swap would then bring back a day without that instance's rows. So the staging table has a name
+//! that no other attempt ever has, every statement of an attempt names it, and whoever takes over
+//! [clears](leftovers) such tables before inserting. A statement that arrives later fails: its
+//! table is gone.
 
 use clickhouse::Row;
 use clickhouse::error::Error;
@@ -17,11 +17,11 @@ use super::reach::Name;
 use super::tables::Tables;
 use super::views::View;
 
-/// The comment of tables beside. Together with their names it tells them from tables that
+/// The comment on staging tables. Together with their names, it tells them apart from tables that
 /// are not the daemon's to drop.
 const COMMENT: &str = "analytics-server builds a day of a view again here";
 
-/// A day of a view that is built again, once.
+/// A day of a view that is rebuilt, once.
 pub struct Rebuild<'a> {
     view: &'a View,
     day: Date,
@@ -33,7 +33,7 @@ impl<'a> Rebuild<'a> {
         Self { view, day, beside }
     }
 
-    /// Makes the table beside. The window of the target comes with it, and stays unused.
+    /// Creates the staging table. The target's window comes with it, and stays unused.
     pub async fn create(&self, clickhouse: &ClickHouse) -> Result<(), Error> {
         let (beside, target) = (self.beside.quoted(), self.view.target.quoted());
         let create = format!("CREATE TABLE {beside} AS {target} COMMENT '{COMMENT}'");
@@ -74,7 +74,7 @@ impl<'a> Rebuild<'a> {
     }
 }
 
-/// A name for a table beside. `owner` and `attempt` together are never used again.
+/// A name for a staging table. `owner` and `attempt` together are never used again.
 pub fn beside(clickhouse: &ClickHouse, tables: &Tables, owner: &str, attempt: u32) -> Name {
     let owner: String = owner
         .chars()
@@ -87,12 +87,12 @@ pub fn beside(clickhouse: &ClickHouse, tables: &Tables, owner: &str, attempt: u3
     Name::new(clickhouse.database(), &name)
 }
 
-/// Each kind has its own: lanes of the same database leave each other's alone.
+/// Each kind has its own: lanes that share a database leave each other's alone.
 fn prefix(tables: &Tables) -> String {
     format!("rebuilt_{}_", tables.events)
 }
 
-/// The tables beside that are there for views of this kind, whoever made them.
+/// The staging tables that exist for views of this kind, whoever created them.
 pub async fn leftovers(clickhouse: &ClickHouse, tables: &Tables) -> Result<Vec<Name>, Error> {
     #[derive(Row, Deserialize)]
     struct Left {
@@ -111,14 +111,14 @@ pub async fn leftovers(clickhouse: &ClickHouse, tables: &Tables) -> Result<Vec<N
     Ok(names.collect())
 }
 
-/// Drops a table beside.
+/// Drops a staging table.
 pub async fn drop(clickhouse: &ClickHouse, beside: &Name) -> Result<(), Error> {
     let drop = format!("DROP TABLE IF EXISTS {} SYNC", beside.quoted());
     clickhouse.execute(&drop).await
 }
 
-/// Whether a statement runs that names a table beside for views of this kind. One that has
-/// begun goes on with its table, though that is dropped.
+/// Whether a statement is running that names a staging table for views of this kind. One that has
+/// begun continues with its table even if that is dropped.
 pub async fn runs(clickhouse: &ClickHouse, tables: &Tables) -> Result<bool, Error> {
     #[derive(Row, Deserialize)]
     struct Running {
@@ -129,7 +129,7 @@ pub async fn runs(clickhouse: &ClickHouse, tables: &Tables) -> Result<bool, Erro
             "SELECT count() AS count FROM system.processes
              WHERE current_database = currentDatabase() AND query_kind != 'Select'
                  AND match(query, {name:String})",
-            // After the prefix an owner, whose name ends with 32 digits, and the attempt.
+            // After the prefix come an owner, whose name ends with 32 digits, and the attempt.
             &[(
                 "name",
                 &format!("{}[0-9A-Za-z_]+_[0-9a-f]{{32}}_[0-9]+", prefix(tables)),

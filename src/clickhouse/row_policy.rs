@@ -1,7 +1,7 @@
-//! Row policies, which hide rows from a user without a word.
+//! Row policies, which silently hide rows from a user.
 //!
 //! What the daemon cannot see counts as missing: it would be inserted again, and a view
-//! built again without it.
+//! rebuilt without it.
 
 use clickhouse::Row;
 use clickhouse::error::Error;
@@ -28,7 +28,7 @@ pub async fn hides_rows_of(clickhouse: &ClickHouse, table: &Name) -> Result<bool
 }
 
 /// # Errors
-/// Also where rows of this table are hidden: an answer would not say what it holds.
+/// Also if rows of this table are hidden: an answer would not say what it holds.
 pub async fn refuse(clickhouse: &ClickHouse, table: &Name) -> Result<(), Error> {
     if !hides_rows_of(clickhouse, table).await? {
         return Ok(());

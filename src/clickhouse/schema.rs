@@ -1,4 +1,4 @@
-//! What the tables must be beside what the migrations say: how long they keep rows.
+//! What the tables must be, besides what the migrations say: how long they keep rows.
 
 use clickhouse::Row;
 use clickhouse::error::Error;
@@ -16,7 +16,7 @@ pub struct Table {
     pub engine_full: String,
 }
 
-/// All tables of the database: one that an operator added, too, may be a view's target.
+/// All tables of the database: one that an operator added may be a view's target, too.
 pub async fn tables(clickhouse: &ClickHouse) -> Result<Vec<Table>, Error> {
     clickhouse
         .rows(
@@ -26,8 +26,8 @@ pub async fn tables(clickhouse: &ClickHouse) -> Result<Vec<Table>, Error> {
         .await
 }
 
-/// The tables and views that are not there, though their migrations were applied, each with
-/// the file that makes it.
+/// The tables and views that are missing although their migrations were applied, each with the file
+/// that creates it.
 pub async fn missing(clickhouse: &ClickHouse) -> Result<Vec<(&'static str, &'static str)>, Error> {
     let tables = tables(clickhouse).await?;
     let is_missing = |name| tables.iter().all(|table| table.name != name);
@@ -62,7 +62,7 @@ pub async fn kept_otherwise(
 }
 
 /// Makes every table of these kinds keep rows for `days`; returns those that were altered.
-/// A table that does already is not touched: an `ALTER` rewrites parts.
+/// A table that already does is not touched: an `ALTER` rewrites parts.
 pub async fn retain(
     clickhouse: &ClickHouse,
     kinds: &[&Tables],

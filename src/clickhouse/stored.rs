@@ -11,8 +11,8 @@ use super::reach::Name;
 use super::row_policy;
 use super::tables::Tables;
 
-/// A row's place in the stream: its message's sequence, and its index inside a
-/// batch message. In JSON, `[sequence, index]`.
+/// A row's place in the stream: its message's sequence, and its index within a batch message. In
+/// JSON, `[sequence, index]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Place(pub u64, pub u32);
 
@@ -34,7 +34,7 @@ pub async fn origins_between(
     first: Place,
     last: Place,
 ) -> Result<Vec<Origin>, Error> {
-    // The skip index knows sequences alone.
+    // The skip index only knows sequences.
     let sequences = is_in(&[first.0..=last.0]);
     let place = |Place(sequence, index)| format!("({sequence}, {index})");
     let which = format!(
@@ -45,8 +45,8 @@ pub async fn origins_between(
     origins(clickhouse, table, stream, &which).await
 }
 
-/// The rows of `table` with sequences in these runs, some hundred at most: the statement
-/// names them.
+/// The rows of `table` with sequences in these runs, a few hundred at most: the statement names
+/// them.
 pub async fn origins_in(
     clickhouse: &ClickHouse,
     table: &str,
@@ -94,7 +94,7 @@ fn is_in(runs: &[RangeInclusive<u64>]) -> String {
 }
 
 /// The last sequence after `sequence` that is stored, as an event or a dead letter.
-/// Quick where there is none: the skip index rules the parts out.
+/// Quick if there is none: the skip index rules the parts out.
 pub async fn last_after(
     clickhouse: &ClickHouse,
     tables: &Tables,
@@ -122,7 +122,7 @@ pub async fn last_after(
     Ok((last > 0).then_some(last))
 }
 
-/// A row of a stream of some name, whatever its creation time.
+/// A row of a stream with a given name, whatever its creation time.
 #[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
 pub struct Witness {
     /// The stream's identity.
@@ -132,9 +132,9 @@ pub struct Witness {
     pub received_at: i64,
 }
 
-/// Rows of each stream of this name among these sequences, the newest stream first: those of
-/// its first and its last sequences. Several of each, since single messages may have been
-/// deleted, and those of the end may be of a stream that has lost them.
+/// Rows of each stream of this name among these sequences, the newest stream first: those at its
+/// first and its last sequences. Several of each, since individual messages may have been deleted,
+/// and those at the end may belong to a stream that has lost them.
 pub async fn witnesses(
     clickhouse: &ClickHouse,
     tables: &Tables,
@@ -176,7 +176,7 @@ pub async fn witnesses(
         .await
 }
 
-/// Whether anything of the stream is stored: looked for no longer than until it is found.
+/// Whether anything of the stream is stored: the search ends as soon as something is found.
 pub async fn holds_any(
     clickhouse: &ClickHouse,
     tables: &Tables,
@@ -200,14 +200,14 @@ pub async fn holds_any(
     Ok(found > 0)
 }
 
-/// Gaps that are asked about in one statement, which is 70 bytes a gap: ClickHouse takes
-/// 256 KiB, and proxies may take less.
+/// How many gaps one statement asks about, at 70 bytes a gap: ClickHouse accepts 256 KiB, and
+/// proxies may accept less.
 const GAPS: usize = 500;
 
 /// How many sequences of these gaps are stored, as events or dead letters. The gaps are in
 /// stream order.
 ///
-/// Mostly none is, nor anything between them; that is one question, however many gaps
+/// Usually none is, nor anything between them; finding that out takes one query, however many gaps
 /// there are.
 pub async fn sequences(
     clickhouse: &ClickHouse,
@@ -254,9 +254,8 @@ async fn sequences_in(
     .await
 }
 
-/// Whether an insert of the stream runs: its token, which is the query's id, starts
-/// with the stream. The embedded engine shows its own ids: there, inserts into the same
-/// tables count.
+/// Whether an insert of the stream is running: its token, which is the query's id, starts with the
+/// stream. The embedded engine shows its own ids: there, inserts into the same tables count.
 pub async fn inserts_run(
     clickhouse: &ClickHouse,
     tables: &Tables,
@@ -277,7 +276,7 @@ pub async fn inserts_run(
     Ok(running > 0)
 }
 
-/// Whether the user may ask [`inserts_run`].
+/// Whether the user may ask what [`inserts_run`] asks.
 pub async fn may_see_processes(clickhouse: &ClickHouse) -> Result<bool, Error> {
     let sql = "SELECT count() AS count FROM system.processes";
     match count(&clickhouse.without_database(), sql, &[]).await {

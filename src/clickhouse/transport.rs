@@ -15,7 +15,7 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 /// Shorter than ClickHouse's own 3 s, after which it closes a connection.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A client of `https://` addresses that trusts these authorities, too.
+/// A client for `https://` addresses that trusts these authorities, too.
 pub fn trusting(authority: &Authority) -> clickhouse::Client {
     let mut connector = HttpConnector::new();
     connector.set_keepalive(Some(TCP_KEEPALIVE));

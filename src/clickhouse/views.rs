@@ -1,8 +1,8 @@
 //! The materialized views that an insert reaches, compared with what they select.
 //!
-//! A ClickHouse that was killed in the middle of an insert may have lost the rows of
-//! one view alone. What a view must hold is what its own SELECT gives; what it holds is
-//! its target, merged. Days are compared, since a day can be built again: `rebuild`.
+//! A ClickHouse server that was killed in the middle of an insert may have lost the rows of just
+//! one view. What a view must hold is what its own SELECT gives; what it holds is its target,
+//! merged. Days are compared, since a day can be rebuilt: see `rebuild`.
 
 mod comparable;
 mod find;
@@ -27,20 +27,20 @@ pub use find::reached;
 /// A materialized view whose target can be compared with its SELECT, a day at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
-    /// What analysts query: the target, or the view where it has a table of its own.
+    /// What analysts query: the target, or the view if it has a table of its own.
     pub name: String,
     pub(super) target: Name,
     pub(super) source: Name,
-    /// The source's column of days, where the source is a view's target itself.
+    /// The source's column of days, if the source is itself a view's target.
     source_day: Option<String>,
     /// What the target must hold.
     pub(super) select: String,
-    /// The target's column that it is partitioned by, a day each.
+    /// The column that the target is partitioned by, a partition for each day.
     pub(super) day: String,
     pub(super) columns: Vec<Column>,
     /// For how many days neither the events nor its own rows are dropped.
     kept_days: Option<u16>,
-    /// Whether rows are merged later, those of one sorting key into one.
+    /// Whether rows are merged later, those with the same sorting key into one.
     merges: bool,
     sorting_key: String,
 }
@@ -51,7 +51,7 @@ pub(super) struct Column {
     is_array: bool,
 }
 
-/// A view that nobody can compare.
+/// A view that cannot be compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Uncompared {
     pub name: String,
@@ -67,7 +67,7 @@ pub struct Views {
 }
 
 impl View {
-    /// Whether all events of a day are still there, and all rows of it: what is left of others
+    /// Whether all events of a day still exist, and all of its rows: what is left of other days
     /// cannot be compared.
     pub fn keeps(&self, day: Date) -> bool {
         let today = OffsetDateTime::now_utc().date();
@@ -75,11 +75,11 @@ impl View {
         self.kept_days.is_none_or(is_young)
     }
 
-    /// What ClickHouse says against the questions about this view; it does not answer them.
+    /// What ClickHouse objects to in the queries about this view; it does not run them.
     async fn objection(&self, clickhouse: &ClickHouse) -> Result<Option<Error>, Error> {
         #[derive(Row, Deserialize)]
         struct Line {
-            #[expect(dead_code, reason = "that there is a plan is enough")]
+            #[expect(dead_code, reason = "it is enough that there is a plan")]
             explain: String,
         }
         for question in [self.different(), self.unexplained_rows()] {
@@ -96,7 +96,7 @@ impl View {
         Ok(None)
     }
 
-    /// Whether the target holds of a day what its SELECT says.
+    /// Whether the target holds for a day what the view's SELECT gives.
     pub async fn is_exact(&self, clickhouse: &ClickHouse, day: Date) -> Result<bool, Error> {
         #[derive(Row, Deserialize)]
         struct Digests {
@@ -113,8 +113,8 @@ impl View {
         format!("SELECT uniqExact(digest) AS different FROM ({held} UNION ALL {selected})")
     }
 
-    /// How many rows of a day nothing in the source explains. They are not the daemon's,
-    /// or their events were deleted: who builds the day again deletes them.
+    /// How many rows of a day nothing in the source explains. They are not the daemon's, or their
+    /// events were deleted: rebuilding the day deletes them.
     pub async fn unexplained(&self, clickhouse: &ClickHouse, day: Date) -> Result<u64, Error> {
         #[derive(Row, Deserialize)]
         struct Count {
@@ -132,7 +132,7 @@ impl View {
             true => format!("toString(tuple({}))", self.sorting_key),
             false => self.row(),
         };
-        // Of a day with millions of keys, hashes fit into memory.
+        // Even for a day with millions of keys, hashes fit into memory.
         let key = format!("cityHash64({key})");
         let of_day = format!("WHERE {} = {{day:Date}}", quote_identifier(&self.day));
         format!(
@@ -153,14 +153,14 @@ impl View {
     ) -> Result<BTreeSet<Date>, Error> {
         let filter = match &self.source_day {
             None => filter.to_owned(),
-            // Nothing of it: a list of no days would be no SQL.
+            // None at all: an empty list of days would not be valid SQL.
             Some(_) if days.is_empty() => return Ok(BTreeSet::new()),
             Some(day) => {
                 let days: Vec<String> = days.iter().map(|day| format!("'{day}'")).collect();
                 format!("{} IN ({})", quote_identifier(day), days.join(", "))
             }
         };
-        // The view's own SELECT, as if its source had these rows alone.
+        // The view's own SELECT, as if its source had only these rows.
         let only = format!(
             "{{{}: {}}}",
             quote_string(&self.source.to_string()),
@@ -177,7 +177,7 @@ impl View {
         .await
     }
 
-    /// The days that the target holds rows of, or should.
+    /// The days that the target holds rows for, or should.
     pub async fn all_days(&self, clickhouse: &ClickHouse) -> Result<BTreeSet<Date>, Error> {
         let day = quote_identifier(&self.day);
         let (table, select) = (self.target.quoted(), &self.select);
@@ -220,7 +220,7 @@ impl View {
         format!("{}{merged}", self.target.quoted())
     }
 
-    /// A number for the rows of a day, whatever their order.
+    /// A digest of the rows of a day, whatever their order.
     fn digest(&self, source: &str) -> String {
         format!(
             "SELECT (count(), sum(cityHash64({}))) AS digest FROM {source} WHERE {} = {{day:Date}}",

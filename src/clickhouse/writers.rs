@@ -26,11 +26,11 @@ pub struct Registered {
     pub stream: String,
     pub consumer: String,
     pub owner: String,
-    /// When it registered last, by ClickHouse's clock, in milliseconds since the Unix epoch.
+    /// When it last registered, by ClickHouse's clock, in milliseconds since the Unix epoch.
     pub at: i64,
 }
 
-/// Says that an instance inserts, or that it does not any more.
+/// Records that an instance inserts, or that it no longer does.
 pub async fn register(
     clickhouse: &ClickHouse,
     registration: &Registration,
@@ -44,7 +44,7 @@ pub async fn register(
     } = registration;
     let [table, stream, consumer, owner] =
         [*table, stream.as_str(), consumer, owner].map(quote_string);
-    // ClickHouse's clock: it is the only one that all of them have in common.
+    // ClickHouse's clock: the only one that all instances have in common.
     let sql = format!(
         "INSERT INTO {} SETTINGS async_insert = 0
          SELECT {table}, {stream}, {consumer}, {owner}, now64(3, 'UTC'), {active}",
@@ -53,8 +53,8 @@ pub async fn register(
     clickhouse.execute(&sql).await
 }
 
-/// The lanes that have registered for this table within `lease`, and not said since that
-/// they have stopped.
+/// The lanes that have registered for this table within `lease`, and have not said since that they
+/// have stopped.
 pub async fn active(
     clickhouse: &ClickHouse,
     table: &str,

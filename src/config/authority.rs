@@ -4,7 +4,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject};
 
-/// Certificate authorities of one's own: a PEM file, read when the configuration is.
+/// The operator's own certificate authorities: a PEM file, read when the configuration is.
 #[derive(Clone)]
 pub struct Authority {
     path: PathBuf,
@@ -16,7 +16,7 @@ impl Authority {
         let shown = path.display();
         let fault = |error: pem::Error| match error {
             pem::Error::Io(error) => format!("cannot read `{shown}`: {error}"),
-            error => format!("`{shown}` holds no certificate in PEM: {error}"),
+            error => format!("`{shown}` contains no PEM certificate: {error}"),
         };
         let certificates: Vec<_> = CertificateDer::pem_file_iter(&path)
             .and_then(Iterator::collect)
@@ -27,7 +27,7 @@ impl Authority {
         for certificate in &certificates {
             RootCertStore::empty()
                 .add(certificate.clone())
-                .map_err(|error| format!("`{shown}` holds no certificate authority: {error}"))?;
+                .map_err(|error| format!("`{shown}` contains no certificate authority: {error}"))?;
         }
         Ok(Self { path, certificates })
     }

@@ -10,12 +10,12 @@ use super::{Address, Config, Database, values};
 /// An environment variable, and what it overrides.
 pub struct Variable {
     pub name: &'static str,
-    /// The key, in words where it is not that itself.
+    /// The key, or a description if it is not the key itself.
     pub sets: &'static str,
     set: fn(&mut Config, String) -> Result<(), String>,
 }
 
-/// All of them. Later ones win: a secret's own variable stands after that of its file.
+/// All of them. Later ones win: a secret's own variable comes after that of its file.
 pub const ENVIRONMENT: &[Variable] = &[
     Variable {
         name: "ANALYTICS_HOST",
@@ -162,7 +162,7 @@ impl Config {
     }
 }
 
-/// The file's text, without the line's end that an editor adds.
+/// The file's text, without the line break that an editor adds.
 pub fn secret_in(file: &str) -> Result<SecretString, String> {
     let text =
         std::fs::read_to_string(file).map_err(|error| format!("cannot read `{file}`: {error}"))?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::Config;
 
-/// Where the file is looked for when no path is given, first hit wins.
+/// Where the file is looked for if no path is given; the first hit wins.
 const PLACES: [&str; 2] = ["analytics.yml", "/etc/fechatter/analytics.yml"];
 
 /// What is wrong, and where.
@@ -22,7 +22,7 @@ pub enum ConfigError {
         column: usize,
         message: String,
     },
-    #[error("integrations.messaging.password needs `username` beside it")]
+    #[error("integrations.messaging.password also needs `username`")]
     PasswordWithoutUser,
     #[error("server.db_tls_ca_file needs an `https://` address in `db_url`")]
     AuthorityWithoutTls,
@@ -31,9 +31,9 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads `path`, or the first file that is found where `PLACES` says, or
-    /// takes the defaults when there is none; then applies the overrides of
-    /// [`ENVIRONMENT`](super::ENVIRONMENT), looked up through `env`. Returns the path that was read, too.
+    /// Reads `path`, or the first file that is found in `PLACES`, or uses the defaults if there is
+    /// none; then applies the overrides of [`ENVIRONMENT`](super::ENVIRONMENT), looked up through
+    /// `env`. Also returns the path that was read.
     pub fn load(
         path: Option<&Path>,
         env: impl Fn(&str) -> Option<String>,
@@ -97,7 +97,7 @@ impl Config {
     }
 }
 
-/// What serde calls by its Rust name, as it is called in a file.
+/// Puts what serde calls by its Rust name as a file's author would.
 fn in_plain_words(message: &str) -> String {
     if let Some((rest, _)) = message.split_once("expected struct ") {
         return format!("{rest}expected keys and values");
@@ -109,8 +109,7 @@ fn in_plain_words(message: &str) -> String {
 
 /// Ends a message about an unknown key with the key that was most likely meant.
 ///
-/// serde names the known keys in its text and nowhere else:
-/// ``unknown field `a`, expected one of `b`, `c` ``.
+/// serde names the known keys only in its text: ``unknown field `a`, expected one of `b`, `c` ``.
 fn with_nearest_key(message: &str) -> String {
     let Some((_, rest)) = message.split_once("unknown field `") else {
         return message.to_owned();

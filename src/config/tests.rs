@@ -97,7 +97,7 @@ fn a_password_without_a_user_is_refused() {
     let error = load("integrations: {messaging: {password: p}}").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "integrations.messaging.password needs `username` beside it"
+        "integrations.messaging.password also needs `username`"
     );
 }
 
@@ -171,7 +171,7 @@ fn each_secret_of_nats_can_stand_in_a_variable_or_in_a_file() {
         "ANALYTICS_NATS_TOKEN",
         "ANALYTICS_NATS_CREDENTIALS_FILE",
     ];
-    // The value of each, which for one of them has to be a file.
+    // The value of each variable, which for one of them has to be a file.
     let value = "/dev/null";
     let direct = with(names, value.to_owned());
     assert_eq!(direct.username.unwrap(), value);

@@ -1,5 +1,5 @@
-//! Values that serde alone would take and that cannot work. Each error names its
-//! key: serde knows only the section that it stands in.
+//! Values that serde alone would accept but that cannot work. Each error names its key:
+//! serde knows only the section that it is in.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{Address, Authority};
 
-/// A switch that is there for what other services need of it.
+/// A switch that exists for the sake of other services.
 fn must_be_true<'de, D: Deserializer<'de>>(
     deserializer: D,
     key: &str,
@@ -128,13 +128,13 @@ pub fn flush_interval<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dura
 }
 
 pub fn insert_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    // Far shorter than the time in which as many inserts follow as the
-    // deduplication window holds.
+    // Far shorter than it takes for the inserts that follow to fill the deduplication
+    // window.
     seconds(deserializer, "insert_timeout_seconds", (1.0, 600.0))
 }
 
 pub fn lease_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    // It is renewed four times in its time, over the network.
+    // It is renewed four times within that time, over the network.
     seconds(deserializer, "lease_timeout_seconds", (1.0, 3600.0))
 }
 
@@ -171,7 +171,7 @@ pub fn log_filter<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<S
     match EnvFilter::try_new(&filter) {
         Ok(_) => Ok(Some(filter)),
         Err(error) => Err(D::Error::custom(format!(
-            "log_filter `{filter}` is not one: {error}"
+            "log_filter `{filter}` is not a log filter: {error}"
         ))),
     }
 }

@@ -1,5 +1,5 @@
-//! One message of a stream, by a request whose answer is JSON: headers come in a
-//! form that nothing parses on the way, and no consumer is needed.
+//! One message of a stream, by a request whose answer is JSON: headers arrive in a form
+//! that nothing parses on the way, and no consumer is needed.
 
 use std::str::FromStr;
 
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-/// A message as it stands in its stream.
+/// A message as it is in its stream.
 #[derive(Debug, Clone)]
 pub struct StoredMessage {
     pub sequence: u64,
@@ -82,7 +82,7 @@ struct GotMessage {
     message: JsonMessage,
 }
 
-/// Headers and data are base64, and left out where there are none.
+/// Headers and data are in base64, and left out if there are none.
 #[derive(Deserialize)]
 struct JsonMessage {
     subject: String,
@@ -95,8 +95,8 @@ struct JsonMessage {
     time: OffsetDateTime,
 }
 
-/// The headers of a message as it stands in the stream, but for those that the
-/// client library refuses: names and values that are not text, or no pair at all.
+/// The headers of a message as they are in the stream, except those that the client library
+/// refuses: names and values that are not text, or no pair at all.
 fn readable_headers(raw: &[u8]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for line in raw.split(|byte| *byte == b'\n').skip(1) {

@@ -1,10 +1,10 @@
-//! A message of the stream, in as little memory as it needs: many thousand of them
-//! wait for ClickHouse at a time.
+//! A message of the stream, in as little memory as it needs: many thousands of them wait
+//! for ClickHouse at a time.
 
 use async_nats::{HeaderMap, Subject};
 use bytes::{Bytes, BytesMut};
 
-/// A message as it stands in the stream.
+/// A message as it is in the stream.
 #[derive(Debug, Clone)]
 pub struct Message {
     /// Sequence in the stream.
@@ -24,8 +24,8 @@ impl Message {
         self.size_as_rows(1)
     }
 
-    /// Bytes of subject, headers and payload, the first two for each of so many rows:
-    /// each dead letter of a batch message has those of its message.
+    /// Bytes of subject, headers and payload, the first two for each of `rows` rows: each
+    /// dead letter of a batch message has those of its message.
     pub fn size_as_rows(&self, rows: usize) -> usize {
         rows.max(1) * (self.subject.len() + self.headers.size()) + self.payload.len()
     }
@@ -34,11 +34,11 @@ impl Message {
 /// A message's headers. Names may repeat.
 #[derive(Debug, Clone, Default)]
 pub struct Headers(
-    /// Each name and each value after its length.
+    /// Each name and each value, preceded by its length.
     Bytes,
 );
 
-/// Bytes of a length.
+/// Bytes that a length takes.
 const LENGTH: usize = size_of::<u32>();
 
 impl Headers {
@@ -53,7 +53,7 @@ impl Headers {
         self.0.len()
     }
 
-    /// Names and values; several values of a name are in their order.
+    /// Names and values; several values of one name keep their order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         let mut rest = self.0.as_ref();
         let mut next = move || {
@@ -74,10 +74,10 @@ impl From<&HeaderMap> for Headers {
     }
 }
 
-/// Memory for messages that arrive one after the other and go together.
+/// Memory for messages that arrive one after the other and are freed together.
 ///
-/// They are moved here from the buffers in which they arrived, which hold twice as
-/// much: the protocol around them.
+/// They are moved here from the buffers in which they arrived, which hold twice as much,
+/// including the protocol around them.
 #[derive(Debug, Default)]
 pub struct Arena(BytesMut);
 

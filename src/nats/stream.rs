@@ -1,4 +1,4 @@
-//! The stream that events are in: made when missing, left alone when it exists.
+//! The stream that events are in: created if it is missing, left alone if it exists.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use tracing::{info, warn};
 use super::subjects::{covering_set, covers};
 use crate::config::{JetStream, Storage};
 
-/// A stream's name and creation time: a stream that was deleted and made again
-/// is another one, though its sequences are the same numbers.
+/// A stream's name and creation time: a stream that was deleted and created again is a
+/// different one, though its sequences are the same numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamId {
     pub name: String,
@@ -54,7 +54,7 @@ pub struct StreamSpec {
     pub max_age: Duration,
     pub storage: Storage,
     pub num_replicas: usize,
-    /// For a person who looks at the stream.
+    /// For people who look at the stream.
     pub description: &'static str,
 }
 
@@ -83,7 +83,7 @@ pub enum StreamError {
     Unavailable(String),
     #[error("JetStream refuses to create stream `{name}`: {error}")]
     Refused { name: String, error: String },
-    /// The stream exists and does not hold the events, or would lose some.
+    /// The stream exists but does not hold the events, or would lose some.
     #[error("stream `{name}` does not fit: {}", list(.differences))]
     Unfit {
         name: String,
@@ -97,7 +97,7 @@ pub struct Difference {
     pub setting: &'static str,
     pub is: String,
     pub should_be: String,
-    /// The command that mends it.
+    /// The command that fixes it.
     pub remedy: String,
     /// Whether events would be lost or never seen.
     pub fatal: bool,
@@ -124,8 +124,8 @@ fn list(differences: &[Difference]) -> String {
     differences.join("; ")
 }
 
-/// The stream, made when it is missing. Differences that lose nothing are
-/// logged as warnings, others are [`StreamError::Unfit`].
+/// The stream, created if it is missing. Differences that lose nothing are logged as
+/// warnings; others are [`StreamError::Unfit`].
 pub async fn open_stream(
     jetstream: &jetstream::Context,
     spec: &StreamSpec,
@@ -157,7 +157,7 @@ pub async fn open_stream(
     Ok(stream)
 }
 
-/// The stream as it is, `None` when there is none of this name.
+/// The stream as it is, `None` if there is none of this name.
 pub async fn find_stream(
     jetstream: &jetstream::Context,
     name: &str,
@@ -175,7 +175,7 @@ pub async fn find_stream(
     }
 }
 
-/// The stream as it is made when it is missing.
+/// The stream as it is created if it is missing.
 fn wanted(spec: &StreamSpec) -> Config {
     Config {
         name: spec.name.clone(),
@@ -212,7 +212,7 @@ pub fn differences(is: &Config, spec: &StreamSpec) -> Vec<Difference> {
     found.collect()
 }
 
-/// A difference that `nats stream edit` mends.
+/// A difference that `nats stream edit` fixes.
 fn edit(
     wanted: &Config,
     setting: &'static str,
@@ -300,7 +300,7 @@ fn max_bytes(is: &Config, wanted: &Config) -> Option<Difference> {
     forgets(is, is.max_bytes).then(|| edit(wanted, "max_bytes", values, "--max-bytes=-1"))
 }
 
-/// A full stream that refuses new messages loses none, since producers hear of it.
+/// A full stream that refuses new messages loses none, since producers learn of it.
 fn forgets(is: &Config, limit: i64) -> bool {
     is.discard == DiscardPolicy::Old && limit > 0
 }

@@ -1,7 +1,7 @@
 //! Subjects and their wildcards.
 
 /// The fewest of `subjects` that still match all that they match: one that
-/// another covers is left out. JetStream refuses overlaps inside one stream.
+/// another covers is left out. JetStream refuses overlaps within one stream.
 pub fn covering_set<'a>(subjects: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let mut subjects: Vec<&str> = subjects.into_iter().collect();
     subjects.sort_unstable();

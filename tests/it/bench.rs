@@ -261,7 +261,7 @@ async fn bench_that_fails_leaves_nothing_and_says_what_it_could_not_remove() {
     world.nats.kill();
     let (code, stderr) = end(child).await;
     assert_ne!(code, Some(0), "{stderr}");
-    let left = format!("not all could be removed of stream `{scratch}`");
+    let left = format!("not everything could be removed: stream `{scratch}`");
     assert!(stderr.contains(&left), "{stderr}");
     assert_eq!(databases(&world).await, Vec::<String>::new());
 }

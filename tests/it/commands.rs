@@ -283,7 +283,7 @@ async fn what_send_publishes_is_found_with_query() {
         text(&daemon::run(&config, &["send", "--count", "1", "--wait", "1"]).await);
     assert_eq!(code, Some(1));
     assert!(
-        stderr.contains("does `analytics-server serve` run?"),
+        stderr.contains("is `analytics-server serve` running?"),
         "{stderr}"
     );
 }

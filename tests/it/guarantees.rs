@@ -201,7 +201,7 @@ async fn a_clickhouse_that_is_too_old_is_refused_and_a_new_one_is_mentioned() {
     let config = through(&world, &[(&version, &new)]).await;
     let daemon = Daemon::start(&config);
     daemon
-        .logs("was not tried, 26.7 is the newest that was")
+        .logs("has not been tested; 26.7 is the newest that has")
         .await;
     daemon.logs("checkpoint taken over").await;
     let (warnings, report) = check(&config, "warning").await;
@@ -225,14 +225,14 @@ async fn a_nats_that_is_too_old_is_refused_and_a_new_one_is_mentioned() {
     let config = with("\"version\":\"2.9.25\"").await;
     both_refuse(
         &config,
-        &["nats-server 2.9 is older than 2.10: what the consumer and the checkpoint ask of JetStream is not there"],
+        &["nats-server 2.9 is older than 2.10: it lacks what the consumer and the checkpoint ask of JetStream"],
     )
     .await;
 
     let config = with("\"version\":\"3.0.0\"").await;
     let daemon = Daemon::start(&config);
     daemon
-        .logs("was not tried, 2.15 is the newest that was")
+        .logs("has not been tested; 2.15 is the newest that has")
         .await;
     daemon.logs("checkpoint taken over").await;
     let (warnings, report) = check(&config, "warning").await;

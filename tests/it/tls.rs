@@ -136,7 +136,7 @@ async fn a_certificate_that_does_not_hold_is_one_clear_line() {
     let [here, elsewhere] = ["127.0.0.1", "elsewhere.example"].map(|name| authority.identity(name));
     let trusted = format!("tls_ca_file: '{}'", authority.certificate().display());
     let why = [
-        "no authority that is trusted here has signed it",
+        "no trusted authority has signed it",
         "certificate not valid for name \"127.0.0.1\"; certificate is only valid for DnsName(\"elsewhere.example\")",
     ];
 
@@ -144,7 +144,7 @@ async fn a_certificate_that_does_not_hold_is_one_clear_line() {
         let world = World::with_nats(nats_as(identity, &[]).await);
         let config = world.config("", messaging);
         let address = world.nats.url();
-        let line = format!("NATS at {address}: its certificate does not hold: {why}");
+        let line = format!("NATS at {address}: its certificate is not valid: {why}");
         assert_eq!(fault(&config, "nats").await, line);
         let daemon = Daemon::start(&config);
         daemon.logs(&line).await;
@@ -156,7 +156,7 @@ async fn a_certificate_that_does_not_hold_is_one_clear_line() {
         let end = TlsEnd::before(clickhouse::port(), identity).await;
         let world = World::new().await;
         let config = config(&world, end.port, trusted);
-        let line = format!("its certificate does not hold: {why}");
+        let line = format!("its certificate is not valid: {why}");
         let address = format!("https://127.0.0.1:{}: ", end.port);
         assert_eq!(fault(&config, "clickhouse").await, address + &line);
         let daemon = Daemon::start(&config);
@@ -169,11 +169,11 @@ async fn a_port_without_tls_is_not_taken_for_a_server_that_is_away() {
     let world = World::new().await;
     let address = world.nats.url().replace("nats://", "tls://");
     let nats = world.config("", &format!("nats_url: '{address}'"));
-    let line = format!("NATS at {address}: it speaks no TLS on this port");
+    let line = format!("NATS at {address}: it does not speak TLS on this port");
     assert_eq!(fault(&nats, "nats").await, line);
 
     let port = clickhouse::port();
     let clickhouse = config(&world, port, None);
-    let line = format!("https://127.0.0.1:{port}: it speaks no TLS on this port");
+    let line = format!("https://127.0.0.1:{port}: it does not speak TLS on this port");
     assert_eq!(fault(&clickhouse, "clickhouse").await, line);
 }

@@ -1,4 +1,4 @@
-//! The blocks of a whole stream, kept on disk: there may be more than fits into memory.
+//! The blocks of a whole stream, kept on disk: there may be more than fit into memory.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -38,8 +38,8 @@ struct Location {
 /// Longer than any run: batches are cut by rows and bytes alone.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// Turns messages into blocks as the pipeline does at full speed. The one place of
-/// this command that knows what a batch is.
+/// Turns messages into blocks as the pipeline does at full speed. The one place in this
+/// command that knows what a batch is.
 struct Cutter {
     stream: StreamId,
     encoder: Encoder,
@@ -67,7 +67,7 @@ impl Cutter {
 
     /// The tokens and blocks of the batches that a message completes.
     fn push(&mut self, message: Message) -> Result<Vec<(String, Block)>> {
-        // Sample events come alone.
+        // Each sample event is a message of its own.
         let cuts = self.batcher.push(message, 1, self.now);
         cuts.into_iter()
             .filter_map(|cut| self.block_of(cut).transpose())
@@ -98,10 +98,10 @@ impl Cutter {
     fn block(&self, runs: Vec<Run>, batch: Batch) -> Result<(String, Block)> {
         let Encoded { summary, content } = self.encoder.encode(runs, batch);
         let Content::Rows(piece) = content else {
-            bail!("sample events came as one large message, which is a fault of this program");
+            bail!("sample events came as one large message, which is a bug in this program");
         };
         let [part] = whole(&piece)[..] else {
-            bail!("sample events became dead letters, which is a fault of this program");
+            bail!("sample events became dead letters, which is a bug in this program");
         };
         let in_flight = InFlight {
             incarnation: Incarnation::default(),
@@ -136,7 +136,7 @@ impl Blocks {
         self.places.len()
     }
 
-    /// Reads a block back; returns its token, too.
+    /// Reads a block back; also returns its token.
     pub async fn read(&self, index: usize) -> Result<(String, Block)> {
         let place = self.places[index].clone();
         let file = Arc::clone(&self.file);
@@ -167,8 +167,8 @@ impl Writer {
             .write(true)
             .create_new(true)
             .open(&path)
-            .with_context(|| format!("cannot make `{}`", path.display()))?;
-        // Its bytes go when it is closed, and with a run that is killed, too.
+            .with_context(|| format!("cannot create `{}`", path.display()))?;
+        // Its bytes are freed when it is closed, and also when a run is killed.
         std::fs::remove_file(&path)?;
         Ok(Self {
             out: BufWriter::new(file),

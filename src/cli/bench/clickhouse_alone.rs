@@ -33,7 +33,7 @@ pub async fn insert(
     let (token, block) = blocks.read(index).await?;
     let (rows, clickhouse) = (block.rows, clickhouse.clone());
     let insert = async move { clickhouse.insert(table, &block, &token).await };
-    // On a task of its own, as the pipeline's.
+    // On a task of its own, as the pipeline's are.
     AbortOnDropHandle::new(tokio::spawn(insert))
         .await?
         .context("an insert failed")?;

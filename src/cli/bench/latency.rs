@@ -1,5 +1,5 @@
-//! How long an event takes from its publishing until a query finds it, at a steady
-//! rate and with the pipeline as it is configured.
+//! How long an event takes from being published until a query finds it, at a steady rate
+//! and with the pipeline as it is configured.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ use super::whole;
 use crate::clickhouse::ClickHouse;
 use crate::nats::StreamId;
 
-/// How often ClickHouse is asked for rows that were not seen yet.
+/// How often ClickHouse is asked for rows that have not been seen yet.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Without a new row for this long, beyond what the configuration lets an insert take,
@@ -34,10 +34,10 @@ pub struct Steady {
     pub events: u64,
 }
 
-/// What was found out.
+/// What was measured.
 pub struct Found {
     pub published_for: Duration,
-    /// Of each event.
+    /// One for each event.
     pub latencies: Vec<Duration>,
 }
 
@@ -89,7 +89,7 @@ pub async fn measure(
         found = measuring => found?,
         ended = &mut carrying => {
             ended?;
-            bail!("the pipeline ended by itself, which is a fault of this program");
+            bail!("the pipeline ended by itself, which is a bug in this program");
         }
     };
     stop.cancel();
@@ -102,7 +102,7 @@ struct Watch {
     clickhouse: ClickHouse,
     table: &'static str,
     stream: String,
-    /// All up to this sequence were seen.
+    /// All up to this sequence have been seen.
     up_to: u64,
     /// When each row was first seen.
     seen: HashMap<u64, Instant>,
@@ -128,7 +128,7 @@ impl Watch {
             }
             if last_news.elapsed() > patience {
                 bail!(
-                    "events after sequence {} of the scratch stream do not come to ClickHouse",
+                    "events after sequence {} of the scratch stream do not arrive in ClickHouse",
                     self.up_to
                 );
             }
@@ -154,7 +154,7 @@ impl Watch {
         for Stored { stream_seq } in rows {
             self.seen.entry(stream_seq).or_insert(now);
         }
-        // Inserts under way at the same time may end in any order.
+        // Inserts under way at the same time may finish in any order.
         while self.seen.contains_key(&(self.up_to + 1)) {
             self.up_to += 1;
         }

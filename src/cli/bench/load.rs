@@ -20,8 +20,8 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// On a connection of its own: answers to publishes would stand in the way of
-    /// messages on the pipeline's.
+    /// On a connection of its own: answers to publishes would get in the way of messages on
+    /// the pipeline's.
     pub async fn connect(config: &Config) -> Result<Self> {
         let client: Client = nats::connect(&config.integrations.messaging).await?;
         let samples = Lane::first(config).kind.samples(1);
@@ -60,7 +60,7 @@ impl Publisher {
             Some(sample(&mut *self.samples))
         };
         publish::publish(&self.jetstream, next, |published| all.push(published)).await?;
-        // The last one's share of the time, too.
+        // Including the last one's share of the time.
         let until_last = all.last().map_or(started, |last| last.sent) - started;
         Ok((all, until_last + Duration::from_secs_f64(1.0 / rate as f64)))
     }

@@ -8,8 +8,8 @@ use super::scratch::Scratch;
 use crate::lane::consume::Delivery;
 use crate::nats::Message;
 
-/// Messages between two steps of the progress bar: each one would be a part of what
-/// is measured.
+/// Messages between two steps of the progress bar: each step would be part of what is
+/// measured.
 const STEP: u64 = 1_000;
 
 /// Reads the stream up to the sequence `last`, and nothing else.
@@ -17,8 +17,8 @@ pub async fn run(scratch: &Scratch, last: u64, progress: &ProgressBar) -> Result
     read(scratch, last, progress, |_| Ok(())).await
 }
 
-/// Reads the stream up to the sequence `last`, with one acknowledgement a batch: what is
-/// not acknowledged costs nats-server the more the more there is of it.
+/// Reads the stream up to the sequence `last`, with one acknowledgement per batch: the more
+/// is not acknowledged, the more it costs nats-server.
 pub async fn read(
     scratch: &Scratch,
     last: u64,

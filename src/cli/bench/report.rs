@@ -13,7 +13,7 @@ use super::usage::{Each, Used};
 pub struct Report {
     /// Versions; this program's own is one of them.
     pub versions: Each<String>,
-    /// False for a build for development, which is several times as slow.
+    /// False for a development build, which is several times slower.
     pub optimised: bool,
     pub settings: Settings,
     #[serde(flatten)]
@@ -31,7 +31,7 @@ pub struct Report {
     pub latency: Option<Latency>,
 }
 
-/// What of the configuration decides the speed.
+/// The part of the configuration that decides the speed.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Settings {
     pub batch_size: usize,
@@ -39,7 +39,7 @@ pub struct Settings {
     pub flush_interval_seconds: f64,
 }
 
-/// What stands in the stream.
+/// What is in the stream.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Load {
     pub events: u64,
@@ -53,7 +53,7 @@ pub enum Slower {
     Clickhouse,
 }
 
-/// How fast a load was done, and with what.
+/// How fast a load was processed, and with what.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Speed {
     pub seconds: f64,
@@ -94,7 +94,7 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// Of at least one event; `published_for` is how long it took to publish them.
+    /// From at least one event; `published_for` is how long it took to publish them.
     pub fn new(rate: u64, published_for: Duration, mut each: Vec<Duration>, used: &Used) -> Self {
         each.sort_unstable();
         let milliseconds = |percent| percentile(&each, percent).as_secs_f64() * 1e3;
@@ -110,8 +110,8 @@ impl Latency {
     }
 }
 
-/// The smallest value that at least `percent` of them do not exceed (the nearest
-/// rank). Zero of none.
+/// The smallest value that at least `percent` of them do not exceed (the nearest rank).
+/// Zero if there are none.
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted
@@ -199,7 +199,7 @@ impl Report {
     }
 }
 
-/// A row's label, and which process it speaks of.
+/// A row's label, and which process it is about.
 type Row = (&'static str, fn(Each<Option<f64>>) -> Option<f64>);
 
 const PROCESSES: [Row; 3] = [
@@ -222,7 +222,7 @@ impl fmt::Display for Report {
         if !self.optimised {
             writeln!(
                 f,
-                "WARNING: built without optimisation; only a build with --release says how fast it is\n"
+                "WARNING: built without optimisation; only a build with --release shows how fast it is\n"
             )?;
         }
         writeln!(
@@ -245,7 +245,7 @@ impl fmt::Display for Report {
         if cpu.contains(&None) {
             writeln!(
                 f,
-                "–: not known; --nats-pid and --clickhouse-pid name processes of this machine"
+                "–: not known; --nats-pid and --clickhouse-pid name processes on this machine"
             )?;
         }
         let slower = match self.slower {
@@ -301,7 +301,7 @@ fn megabytes(bytes: f64) -> String {
     count(bytes / 1e6)
 }
 
-/// What is not known, of a process on another machine, is a dash.
+/// What is not known, such as that of a process on another machine, is a dash.
 fn known(value: Option<f64>, show: impl Fn(f64) -> String) -> String {
     value.map_or_else(|| "–".to_owned(), show)
 }

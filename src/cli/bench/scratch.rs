@@ -1,4 +1,4 @@
-//! What a run makes on the user's servers and on disk, under names of its own, and
+//! What a run creates on the user's servers and on disk, under names of its own, and
 //! removes again.
 
 use std::io::ErrorKind;
@@ -24,11 +24,11 @@ use crate::lane::consume::{Consumer, Durable};
 use crate::lane::{Lane, Progress};
 use crate::nats::{self, StreamId};
 
-/// Of messages that nobody removed: those of a run that was killed.
+/// For messages that nobody removed: those of a run that was killed.
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// How long JetStream remembers the ids of messages. Millions of them would be a good
-/// part of the memory that is measured, and a repeat here is a message of its own.
+/// How long JetStream remembers the ids of messages. Millions of them would be a large part
+/// of the memory that is measured, and a repeat here is a message of its own.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(1);
 
 /// The user's configuration with the run's own names in place of the user's.
@@ -37,7 +37,7 @@ pub fn config(user: &Config, run: &str) -> Config {
     let messaging = &mut config.integrations.messaging;
     messaging.jetstream.stream_name = format!("ANALYTICS_BENCH_{run}");
     messaging.jetstream.max_age = MAX_AGE;
-    // A token of its own: rights on subjects can end at a dot only.
+    // A token of its own: rights on subjects can only end at a dot.
     messaging.subjects = Subjects {
         analytics_events: format!("analytics_bench.{run}.>"),
         analytics_batch: format!("analytics_bench.{run}.batch"),
@@ -52,13 +52,13 @@ pub fn config(user: &Config, run: &str) -> Config {
     config
 }
 
-/// Unlike any other run's.
+/// Different from any other run's.
 pub fn run_name() -> String {
     let id = Uuid::new_v4().simple().to_string();
     id[..8].to_owned()
 }
 
-/// What the run has made so far, and where.
+/// What the run has created so far, and where.
 pub struct Scratch {
     pub config: Config,
     pub lane: Lane,
@@ -72,7 +72,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// `config` is what [`config`] gives. Nothing is made yet; both servers answer.
+    /// `config` is what [`config`] gives. Nothing is created yet; both servers answer.
     pub async fn new(config: Config, nats: Client) -> Result<Self> {
         let jetstream = jetstream::new(nats.clone());
         let clickhouse = ClickHouse::new(&config).patient();
@@ -93,7 +93,7 @@ impl Scratch {
         })
     }
 
-    /// The names of everything, for a person who has to remove it.
+    /// The names of everything, for someone who has to remove it.
     pub fn names(&self) -> String {
         let Config { server, .. } = &self.config;
         let database = match server.db_url {
@@ -126,13 +126,13 @@ impl Scratch {
         self.engine.as_ref().and_then(EngineProcess::pid)
     }
 
-    /// Makes what stays for the whole run: folder, bucket, and the engine where it is
-    /// embedded. Returns ClickHouse's version.
+    /// Creates what stays for the whole run: folder, bucket, and the engine if it is embedded.
+    /// Returns ClickHouse's version.
     pub async fn make(&mut self) -> Result<String> {
         let Config { server, .. } = &self.config;
         std::fs::create_dir_all(self.folder()).with_context(|| {
             format!(
-                "cannot make folder `{}` (server.base_dir)",
+                "cannot create folder `{}` (server.base_dir)",
                 self.folder().display()
             )
         })?;
@@ -140,12 +140,12 @@ impl Scratch {
             let engine = EngineProcess::start(&self.config, port, &self.clickhouse).await;
             self.engine = Some(engine.map_err(|error| beside_daemon(error, port))?);
         }
-        // Here, so that its making is not measured.
+        // Here, so that creating it is not measured.
         checkpoint::open_bucket(&self.jetstream, self.lane.stream.num_replicas).await?;
         Ok(self.clickhouse.version().await?)
     }
 
-    /// Makes the stream new, as the daemon would make it but for the duplicate window.
+    /// Creates the stream anew, as the daemon would create it except for the duplicate window.
     pub async fn empty_stream(&self) -> Result<()> {
         self.remove_stream().await?;
         self.forget().await?;
@@ -174,7 +174,7 @@ impl Scratch {
         Ok(())
     }
 
-    /// Of a pipeline that is measured.
+    /// For a pipeline that is measured.
     pub fn progress(&self) -> Result<Arc<Progress>> {
         Ok(Arc::new(Progress::unobserved(&self.lane)?))
     }
@@ -193,7 +193,7 @@ impl Scratch {
         Ok(Consumer::new(self.jetstream.clone(), stream, durable, 0, 0))
     }
 
-    /// Makes the database new, with all its tables.
+    /// Creates the database anew, with all its tables.
     pub async fn empty_database(&self) -> Result<()> {
         self.drop_database().await?;
         let lanes = std::slice::from_ref(&self.lane);
@@ -238,7 +238,7 @@ impl Scratch {
         Ok(())
     }
 
-    /// Removes everything that was made; goes on to the next where one cannot be.
+    /// Removes everything that was created; continues with the next if one cannot be removed.
     pub async fn remove(mut self) -> Result<()> {
         let names = self.names();
         let stream = self.remove_from_nats().await;
@@ -247,7 +247,7 @@ impl Scratch {
                 engine.stop().await;
                 Ok(())
             }
-            // Its process never was.
+            // Its process was never started.
             None if matches!(self.config.server.db_url, Database::Embedded { .. }) => Ok(()),
             None => self.drop_database().await,
         };
@@ -255,7 +255,7 @@ impl Scratch {
         stream
             .and(database)
             .and(folder.map_err(Into::into))
-            .with_context(|| format!("not all could be removed of {names}"))
+            .with_context(|| format!("not everything could be removed: {names}"))
     }
 
     async fn remove_from_nats(&self) -> Result<()> {
@@ -269,7 +269,7 @@ impl Scratch {
     }
 }
 
-/// Adds what to do when the port is the embedded ClickHouse's of a daemon that runs.
+/// Adds what to do if the port is that of a running daemon's embedded ClickHouse.
 fn beside_daemon(error: anyhow::Error, port: u16) -> anyhow::Error {
     let is_taken = |cause: &(dyn std::error::Error + 'static)| {
         cause
@@ -278,7 +278,7 @@ fn beside_daemon(error: anyhow::Error, port: u16) -> anyhow::Error {
     };
     if error.chain().any(is_taken) {
         error.context(format!(
-            "to measure beside a daemon that runs, set db_url to its ClickHouse, http://127.0.0.1:{port}"
+            "to measure alongside a running daemon, set db_url to its ClickHouse, http://127.0.0.1:{port}"
         ))
     } else {
         error
@@ -290,7 +290,7 @@ fn remove_folder(folder: &PathBuf, parent_was_there: bool) -> std::io::Result<()
         std::fs::remove_dir_all(folder)?;
     }
     if !parent_was_there && let Some(parent) = folder.parent() {
-        // Stays where somebody else has put something into it meanwhile.
+        // Stays if somebody else has put something into it in the meantime.
         let _ = std::fs::remove_dir(parent);
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What processes use, from Linux's `/proc`. Elsewhere nothing is known of it.
+//! What processes use, from Linux's `/proc`. Elsewhere, nothing is known about it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ const TICKS: u64 = 100;
 /// How often resident memory is looked at: a batch takes longer.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Something of each process that takes part.
+/// Something for each process that takes part.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Each<T> {
     /// This process.
@@ -40,7 +40,7 @@ impl<T> Each<T> {
     }
 }
 
-/// The processes' numbers; `None` for one on another machine.
+/// The processes' ids; `None` for one on another machine.
 pub type Pids = Each<Option<u32>>;
 
 /// What was used while something was measured.
@@ -49,18 +49,18 @@ pub struct Used {
     pub elapsed: Duration,
     /// User and system time.
     pub cpu: Each<Option<Duration>>,
-    /// The most resident memory at a time, in bytes.
+    /// The most resident memory at any one time, in bytes.
     pub peak_memory: Each<Option<u64>>,
 }
 
-/// Measures from its start on.
+/// Measures from the moment it is started.
 pub struct Meter {
     pids: Pids,
     started: Instant,
     cpu_before: Each<Option<Duration>>,
     peaks: Arc<Peaks>,
     sampler: AbortOnDropHandle<()>,
-    /// The kernel's own record of this process's peak begins with the measuring.
+    /// The kernel's own record of this process's peak begins with the measurement.
     peak_was_reset: bool,
 }
 
@@ -117,7 +117,7 @@ impl Meter {
 }
 
 impl Peaks {
-    /// Takes in what is resident now; returns the peaks so far.
+    /// Takes note of what is resident now; returns the peaks so far.
     fn look(&self, pids: Pids) -> Each<Option<u64>> {
         let resident = pids.map(|pid| pid.and_then(|pid| memory(pid, "VmRSS")));
         let mut peaks = self.0.lock().unwrap_or_else(PoisonError::into_inner);

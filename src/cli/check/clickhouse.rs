@@ -92,7 +92,7 @@ async fn check_schema(
         Ok(tables) => {
             let names: Vec<_> = tables.into_iter().map(|(name, _)| name).collect();
             let detail = format!("not kept for {days} days: {}", names.join(", "));
-            let remedy = "`analytics-server migrate` changes that, and so does `analytics-server serve`; it takes the right ALTER TTL";
+            let remedy = "`analytics-server migrate` changes that, and so does `analytics-server serve`; it requires the right ALTER TTL";
             findings.add("schema", Status::Warning, detail, remedy);
         }
         Err(error) => findings.add("schema", Status::Failed, describe(&error), ""),
@@ -111,7 +111,7 @@ async fn check_schema(
     findings.lane = None;
 }
 
-/// Whether another lane than the configured one fills a table.
+/// Whether a lane other than the configured one fills a table.
 async fn check_writers(
     clickhouse: &ClickHouse,
     config: &Config,
@@ -142,7 +142,8 @@ async fn check_writers(
     }
 }
 
-/// What exactly once rests on: a line each thing that is wrong, else that all is well.
+/// What exactly once rests on: a line for each thing that is wrong, otherwise one that says
+/// that all is well.
 fn check_guarantees(
     topic: Topic,
     fine: &str,

@@ -24,7 +24,7 @@ pub async fn check(config: &Config, lanes: &[Lane], repair: bool, findings: &mut
     findings.lane = None;
 }
 
-/// What NATS has of a lane: the stream, the consumer and the checkpoint.
+/// What NATS holds for a lane: the stream, the consumer and the checkpoint.
 async fn check_lane(
     jetstream: &jetstream::Context,
     spec: &StreamSpec,
@@ -107,8 +107,7 @@ async fn check_stream(
     let stream = match nats::find_stream(jetstream, name).await {
         Ok(Some(stream)) => stream,
         Ok(None) => {
-            let remedy =
-                "`analytics-server check --repair` makes it, and so does `analytics-server serve`";
+            let remedy = "`analytics-server check --repair` creates it, and so does `analytics-server serve`";
             findings.add(
                 "stream",
                 Status::Failed,
@@ -146,8 +145,8 @@ async fn check_stream(
     Some(stream)
 }
 
-/// Makes the consumer where it is missing, at the checkpoint: so that lag can be
-/// watched before the daemon runs, which puts it in place itself.
+/// Creates the consumer if it is missing, at the checkpoint, so that lag can be watched
+/// before the daemon runs, which puts it in place itself.
 async fn repair_consumer(
     jetstream: &jetstream::Context,
     stream: &Stream,
@@ -167,7 +166,7 @@ async fn repair_consumer(
     }
 }
 
-/// The consumer and the checkpoint, which together say how far the daemon is.
+/// The consumer and the checkpoint, which together say how far the daemon has got.
 async fn check_consumer(
     jetstream: &jetstream::Context,
     stream: &Stream,
@@ -197,11 +196,11 @@ async fn check_consumer(
     match checkpoint::peek(jetstream, &spec.name, name).await {
         Ok(None) => findings.ok(
             "checkpoint",
-            "none: the daemon starts at the stream's beginning, and leaves out what ClickHouse holds of it",
+            "none: the daemon starts at the stream's beginning, and skips what ClickHouse holds of it",
         ),
         Ok(Some(record)) if record.identity_of(&StreamId::of(stream)).is_none() => {
-            let detail = "it is of a stream with another creation time: the daemon starts at this one's \
-                 beginning, or goes on where it holds the messages of that one";
+            let detail = "it is for a stream with another creation time: the daemon starts at this one's \
+                 beginning, or continues if it holds the messages of that one";
             findings.add("checkpoint", Status::Warning, detail, "");
         }
         Ok(Some(record)) => {

@@ -1,4 +1,4 @@
-//! Where a replay may be already though its letter is not marked: the mark may have
+//! Where a replay may already be although its letter is not marked: marking may have
 //! failed, or the command was ended before it.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -23,7 +23,7 @@ use crate::clickhouse::tables::Tables;
 use crate::lane::Lane;
 use crate::nats::StreamId;
 
-/// Replays that are found, by their id, and where.
+/// Replays that were found, by their id, and where.
 pub type Found = HashMap<Uuid, String>;
 
 /// Looks for the replays of `letters` among the messages of the stream. Headers only,
@@ -31,7 +31,7 @@ pub type Found = HashMap<Uuid, String>;
 ///
 /// - what the daemon has not stored yet;
 /// - on subjects of batch messages, all since the oldest letter: an event of a batch
-///   does not take its message's id into ClickHouse.
+///   does not carry its message's id into ClickHouse.
 pub async fn in_stream(
     jetstream: &jetstream::Context,
     stream: &Stream,
@@ -86,7 +86,7 @@ async fn scan(stream: &Stream, config: OrderedConfig, wanted: &HashSet<Uuid>) ->
         let message = messages
             .next()
             .await
-            .context("the stream ended while it was looked through")??;
+            .context("the stream ended while it was being searched")??;
         let info = message.info().map_err(anyhow::Error::from_boxed)?;
         pending = info.pending;
         let header = |headers: &async_nats::HeaderMap| {

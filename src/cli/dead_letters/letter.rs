@@ -144,9 +144,9 @@ impl Letter {
         format!("{}/{}", self.stream_seq, self.batch_index)
     }
 
-    /// The `Nats-Msg-Id` under which it is replayed, always the same: the event's id
-    /// where the letter is one event of a message of its own. Not the producer's, which
-    /// JetStream may still know, and would then drop the replay.
+    /// The `Nats-Msg-Id` under which it is replayed, always the same: the event's id if the
+    /// letter is one event of a message of its own. Not the producer's, which JetStream may
+    /// still know, and would then drop the replay.
     pub fn replay_id(&self) -> Uuid {
         /// Any fixed value does; it keeps these ids apart from other version 5 ids.
         const NAMESPACE: Uuid = Uuid::from_u128(0x8f4e_11a2_52c7_4d0e_9a36_6b1f_c0de_0002);
@@ -154,8 +154,8 @@ impl Letter {
         Uuid::new_v5(&NAMESPACE, name.as_bytes())
     }
 
-    /// What its payload is. Letters from before that was written down are told by
-    /// what they hold: the whole of an unreadable batch cannot be read as a batch.
+    /// What its payload is. Letters from before that was recorded are told apart by what they hold:
+    /// the whole of an unreadable batch cannot be read as a batch.
     pub fn payload_is(&self, payload: &Bytes, kind: &dyn Kind) -> PayloadIs {
         let is_event = match self.payload_is.as_str() {
             "event" => true,
@@ -222,7 +222,7 @@ impl Content {
         &self.payload_base64
     }
 
-    /// Names and values, a name once a value.
+    /// Names and values, a name once for each value.
     pub fn headers(&self) -> Vec<(String, String)> {
         let headers: serde_json::Map<String, Value> =
             serde_json::from_str(&self.headers).unwrap_or_default();
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn an_old_letter_is_told_to_be_a_message_or_one_event_of_a_batch() {
-        // A context with a client of one byte, which is no text.
+        // A context with a client of one byte, which is not text.
         let event = [0x0a, 3, 0x0a, 1, 0xff];
         let subjects = Subjects {
             analytics_batch: "batch".to_owned(),

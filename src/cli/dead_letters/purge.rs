@@ -27,7 +27,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Letters that one statement names: it must fit into `max_query_size`, 256 KiB.
+/// How many letters one statement names: it must fit into `max_query_size`, 256 KiB.
 const NAMED_AT_A_TIME: usize = 1000;
 
 pub async fn run(args: Args, config: &Config, clickhouse: &ClickHouse) -> Result<ExitCode> {
@@ -71,9 +71,9 @@ async fn count(clickhouse: &ClickHouse, condition: &str) -> Result<usize> {
     Ok(rows.iter().map(|row| row.count as usize).sum())
 }
 
-/// By a mutation and not by `DELETE FROM`, which only hides rows until a merge: what
-/// is purged may be what a user wrote, and has to be off the disk. After either, a
-/// repeated insert of the same letters is still dropped (measured on 26.7).
+/// By a mutation rather than `DELETE FROM`, which only hides rows until a merge: what is
+/// purged may be what a user wrote, and has to be off the disk. After either, a repeated
+/// insert of the same letters is still dropped (measured on 26.7).
 async fn delete(clickhouse: &ClickHouse, condition: &str) -> Result<()> {
     let sql =
         format!("ALTER TABLE dead_letters DELETE WHERE {condition} SETTINGS mutations_sync = 1");

@@ -2,7 +2,7 @@
 //!
 //! A letter whose replay was published is marked. A letter that is not marked may have
 //! been published all the same, and is looked for first: in the stream, then in
-//! ClickHouse, in this order, since messages go from the one into the other.
+//! ClickHouse, in that order, since messages go from the one into the other.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -50,7 +50,7 @@ pub struct Args {
 }
 
 /// Letters that are published and then marked together: few enough that little is left
-/// unmarked when the command is ended in between.
+/// unmarked if the command is ended in between.
 const LETTERS_AT_A_TIME: usize = 100;
 const BYTES_AT_A_TIME: u64 = 16 * 1024 * 1024;
 
@@ -246,12 +246,12 @@ impl<'a> Replay<'a> {
         }
         self.mark(&done).await?;
         match lost_nats {
-            Some(error) => Err(error).context("stopped, the letters so far are marked"),
+            Some(error) => Err(error).context("stopped; the letters so far are marked"),
             None => Ok(()),
         }
     }
 
-    /// Publishes one letter, again where NATS does not answer: JetStream drops what it
+    /// Publishes one letter, again if NATS does not answer: JetStream drops what it already
     /// has under this id.
     async fn publish(
         &self,
@@ -317,7 +317,7 @@ impl<'a> Replay<'a> {
 }
 
 /// The message's headers without those that tell JetStream what to do with it (`Nats-…`):
-/// they were about another publish. One that NATS would not take is left out.
+/// they were about another publish. One that NATS would not accept is left out.
 fn headers(content: &Content) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in content.headers() {
@@ -329,7 +329,7 @@ fn headers(content: &Content) -> HeaderMap {
         }
         match (HeaderName::from_str(&name), HeaderValue::from_str(&value)) {
             (Ok(name), Ok(value)) => headers.append(name, value),
-            _ => tracing::warn!("a header that NATS does not take is left out"),
+            _ => tracing::warn!("a header that NATS does not accept is left out"),
         }
     }
     headers

@@ -23,8 +23,8 @@ pub struct Filters {
     #[arg(long)]
     reason: Vec<String>,
 
-    /// Letters received in this time (`90m`, `2h`, `7d`) or since this UTC time
-    /// (`2026-11-20`, `2026-11-20T10:00`)
+    /// Letters received within this time (`90m`, `2h`, `7d`) or since this UTC time (`2026-11-20`,
+    /// `2026-11-20T10:00`)
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<Millis>,
 
@@ -51,7 +51,7 @@ pub struct Selection {
     #[command(flatten)]
     filters: Filters,
 
-    /// The oldest so many of them
+    /// At most this many of them, oldest first
     #[arg(long)]
     limit: Option<u64>,
 
@@ -63,8 +63,8 @@ pub struct Selection {
 /// A letter's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LetterId {
-    /// A stream's identity, or the name of a configured one as it is now; `None` where only
-    /// one is configured.
+    /// A stream's identity, or the name of a configured one as it is now; `None` if only one is
+    /// configured.
     stream: Option<String>,
     sequence: u64,
     index: u32,
@@ -93,8 +93,8 @@ impl FromStr for LetterId {
 }
 
 impl Filters {
-    /// The SQL condition. Letters of the configured streams' names, whenever they were
-    /// made: another daemon may keep letters of its stream in the same table.
+    /// The SQL condition. Letters of streams with the configured names, whenever those were
+    /// created: another daemon may keep letters of its stream in the same table.
     pub fn condition(&self, lanes: &[Lane]) -> String {
         let streams: Vec<String> = lanes
             .iter()
@@ -122,7 +122,7 @@ impl Selection {
     /// The letters that are meant, the oldest first, without their payloads.
     ///
     /// # Errors
-    /// When one that is named does not exist.
+    /// If one that is named does not exist.
     pub async fn letters(&self, config: &Config, clickhouse: &ClickHouse) -> Result<Vec<Letter>> {
         if !self.letters.is_empty() {
             return named(&self.letters, config, clickhouse).await;
@@ -131,7 +131,7 @@ impl Selection {
         Ok(letter::find(clickhouse, &condition, Order::OldestFirst, self.limit).await?)
     }
 
-    /// Where the letters can be told without looking at them: the condition.
+    /// The condition, if the letters can be selected without looking at them.
     pub fn as_condition(&self, config: &Config) -> Option<String> {
         (self.letters.is_empty() && self.limit.is_none()).then(|| self.condition(config))
     }
@@ -224,8 +224,8 @@ async fn current(config: &Config, lane: &Lane) -> Result<String> {
     Ok(identity.to_string())
 }
 
-/// The lane that a letter is of: that of its stream's name. For a stream that is not
-/// configured any more, the one that takes its subject.
+/// The lane that a letter belongs to: the one with its stream's name. For a stream that is no
+/// longer configured, the one that takes its subject.
 pub fn lane_of<'a>(letter: &Letter, lanes: &'a [Lane]) -> Result<&'a Lane> {
     let name = letter.stream.split('@').next().unwrap_or_default();
     let mut by_name = lanes.iter().filter(|lane| lane.stream.name == name);
@@ -245,7 +245,7 @@ fn since(text: &str) -> Result<Millis, String> {
         .ok_or_else(|| "expected a duration such as `2h` or `7d`, or a UTC time such as `2026-11-20` or `2026-11-20T10:00`".to_owned())
 }
 
-/// `now` less a duration, or a UTC time.
+/// `now` minus a duration, or a UTC time.
 fn since_of(text: &str, now: OffsetDateTime) -> Option<OffsetDateTime> {
     let seconds = |unit| match unit {
         "s" => Some(1),

@@ -18,11 +18,11 @@ pub struct ListArgs {
     #[command(flatten)]
     filters: Filters,
 
-    /// The newest so many
+    /// At most this many, newest first
     #[arg(long, default_value_t = 100)]
     limit: u64,
 
-    /// One JSON object a letter and line
+    /// One JSON object per letter, each on its own line
     #[arg(long)]
     json: bool,
 }
@@ -79,7 +79,7 @@ fn row(letter: &Letter) -> [String; 8] {
     ]
 }
 
-/// Columns as wide as their widest value; the last one ends where it ends.
+/// Columns as wide as their widest value; the last one is not padded.
 fn table(rows: Vec<[String; 8]>) -> String {
     let mut widths = [0; 8];
     for row in &rows {
@@ -112,7 +112,7 @@ pub async fn show(args: ShowArgs, config: &Config, clickhouse: &ClickHouse) -> R
     let contents = letter::contents(clickhouse, &letters).await?;
     let lanes = Lane::all(config);
     let mut stdout = std::io::stdout().lock();
-    // More than one where a stream has lost its tail and used a sequence twice.
+    // More than one if a stream has lost its tail and used a sequence twice.
     for letter in &letters {
         let Some(content) = contents.iter().find(|content| content.is_of(letter)) else {
             continue;
@@ -182,7 +182,7 @@ fn headers_json(headers: Vec<(String, String)>) -> Value {
     object.into()
 }
 
-/// Sixteen bytes a line: where they stand, in hexadecimal, and as text.
+/// Sixteen bytes per line: their offset, then the bytes in hexadecimal and as text.
 fn hex_dump(bytes: &[u8]) -> String {
     let mut text = String::new();
     for (line, bytes) in (0..).step_by(16).zip(bytes.chunks(16)) {

@@ -1,5 +1,5 @@
-//! A second lane for tests, until there is a second kind: the same kind of events, of
-//! another stream and with tables in another database.
+//! A second lane for tests, until there is a second kind: the same kind of events, from another
+//! stream and with tables in another database.
 
 use std::path::Path;
 

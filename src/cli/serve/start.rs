@@ -17,11 +17,11 @@ use crate::versions::{self, Verdict};
 /// Connects to NATS, however long that takes.
 ///
 /// # Errors
-/// Where waiting does not help.
+/// If waiting does not help.
 pub async fn connect(messaging: &Messaging) -> Result<Client> {
     let connecting = retry::until_ok("connecting to NATS", || async {
         match nats::connect(messaging).await {
-            // Waiting does not bring a file.
+            // Waiting does not make a file appear.
             Err(missing @ ConnectError::Credentials { .. }) => Ok(Err(missing)),
             Err(other) => Err(other),
             Ok(client) => Ok(Ok(client)),
@@ -37,8 +37,8 @@ pub async fn connect(messaging: &Messaging) -> Result<Client> {
     Ok(nats)
 }
 
-/// Brings the schema up to date and looks whether exactly once can rest on it;
-/// returns what was done. The outer error passes, the inner one does not.
+/// Brings the schema up to date and checks whether exactly once can rest on it; returns
+/// what was done. The outer error is temporary, the inner one is not.
 pub async fn prepare(
     clickhouse: &ClickHouse,
     config: &Config,
@@ -63,7 +63,7 @@ pub async fn prepare(
     Ok(Ok(done))
 }
 
-/// All that exactly once cannot do without, and what mends it.
+/// Everything that is wrong and that exactly once cannot do without, and what fixes it.
 fn refusal(found: &[Shortcoming]) -> Option<anyhow::Error> {
     let fatal: Vec<String> = found
         .iter()

@@ -1,9 +1,9 @@
-//! Reading what `/metrics` tells.
+//! Reading what `/metrics` says.
 
 use std::collections::BTreeMap;
 
-/// Every series with its value, without the `analytics_` before its name. Of the text
-/// format only what this program writes itself is understood.
+/// Every series with its value, without the `analytics_` before its name. Of the text format, only
+/// what this program itself writes is understood.
 pub struct Figures(BTreeMap<String, f64>);
 
 impl Figures {
@@ -17,7 +17,7 @@ impl Figures {
         Self(series.collect())
     }
 
-    /// A series that counts something. 0 where there is none.
+    /// A series that counts something. 0 if there is none.
     pub fn count(&self, series: &str) -> u64 {
         self.get(series) as u64
     }
@@ -52,13 +52,13 @@ impl Figures {
         Self(series.collect())
     }
 
-    /// When the process was started, in Unix time; told on Linux only.
+    /// When the process was started, in Unix time; known on Linux only.
     pub fn start(&self) -> Option<u64> {
         Some(self.count("process_start_time_seconds")).filter(|start| *start > 0)
     }
 
-    /// What happened since `before`: counters and histograms less what they were then.
-    /// A process that was started in between has counted from 0.
+    /// What happened since `before`: counters and histograms minus what they were then. A process
+    /// that was started in between has counted from 0.
     pub fn since(&self, before: &Self) -> Self {
         if self.start() != before.start() {
             return Self(self.0.clone());
@@ -70,14 +70,14 @@ impl Figures {
         Self(self.0.iter().map(less).collect())
     }
 
-    /// The mean of what a histogram has seen; `None` where that is nothing.
+    /// The mean of what a histogram has seen; `None` if that is nothing.
     pub fn mean(&self, histogram: &str) -> Option<f64> {
         let count = self.get(&format!("{histogram}_count"));
         (count > 0.0).then(|| self.get(&format!("{histogram}_sum")) / count)
     }
 
-    /// Below this were so many of what a histogram has seen, `share` from 0 to 1. Within a
-    /// bucket they are taken to lie evenly, as Prometheus does.
+    /// The value below which `share`, from 0 to 1, of what a histogram has seen lies. Within a
+    /// bucket, values are assumed to be spread evenly, as Prometheus does.
     pub fn quantile(&self, histogram: &str, share: f64) -> Option<f64> {
         let family = format!("{histogram}_bucket");
         let mut buckets: Vec<(f64, f64)> = self

@@ -1,4 +1,4 @@
-//! What a look shows. Pure, but for the printing.
+//! What a look shows. Pure, except for the printing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,7 +26,7 @@ pub struct Overview<'a> {
     health: &'a HealthReport,
     /// On Linux only.
     process: Option<Process>,
-    /// Seconds from the look before to this one.
+    /// Seconds from the previous look to this one.
     last_seconds: f64,
     lanes: Vec<LaneOverview<'a>>,
 }
@@ -37,13 +37,13 @@ struct LaneOverview<'a> {
     #[serde(skip)]
     health: &'a LaneReport,
     in_flight: InFlight,
-    /// `None` where another instance knows.
+    /// `None` if another instance knows.
     stream: Option<Stream>,
     /// By reason.
     dead_letters: BTreeMap<String, u64>,
     #[serde(skip)]
     last_seconds: f64,
-    /// From the look before to this one.
+    /// From the previous look to this one.
     last: Span,
     since_start: Span,
 }
@@ -69,11 +69,11 @@ struct InFlight {
 #[derive(Serialize)]
 struct Stream {
     bytes: u64,
-    /// `None` where the stream has no limit.
+    /// `None` if the stream has no limit.
     max_bytes: Option<u64>,
 }
 
-/// What happened in some time.
+/// What happened over some time.
 #[derive(Serialize)]
 struct Span {
     received: u64,
@@ -82,7 +82,7 @@ struct Span {
     returned: u64,
     expired: u64,
     insert_retries: u64,
-    /// A batch's, on average. These and all below are `None` while there was no batch.
+    /// A batch's, on average. These and all below are `None` if there was no batch.
     batch_rows: Option<f64>,
     batch_bytes: Option<f64>,
     insert_seconds: Option<f64>,
@@ -280,7 +280,7 @@ impl LaneOverview<'_> {
         }))
     }
 
-    /// Of what the active instance asks JetStream for.
+    /// For what the active instance asks JetStream for.
     fn not_known(&self) -> String {
         match self.health.role {
             Some(Role::Standby) => "known to the active instance".to_owned(),
@@ -288,7 +288,7 @@ impl LaneOverview<'_> {
         }
     }
 
-    /// What happened: names, then and since the start.
+    /// What happened: names, since the previous look and since the start.
     fn table(&self) -> impl Iterator<Item = (&'static str, String, String)> {
         let spans = [&self.last, &self.since_start];
         let count = |name, of: fn(&Span) -> u64| {

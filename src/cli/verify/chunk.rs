@@ -4,18 +4,18 @@ use std::ops::RangeInclusive;
 
 use crate::nats::Message;
 
-/// Messages, which may be empty.
+/// How many messages, which may be empty.
 const MESSAGES: usize = 20_000;
 
 /// Bytes of the messages.
 const BYTES: usize = 16 * 1024 * 1024;
 
-/// Rows that they become, of which ClickHouse's share is held, too, at some 100 bytes a
-/// row. A batch message of 1 MiB may become 150,000 rows and more.
+/// Rows that they become; ClickHouse's rows for them are held, too, at about 100 bytes a row. A
+/// batch message of 1 MiB may become 150,000 rows and more.
 const ROWS: usize = 100_000;
 
-/// Runs of sequences without a gap. What ClickHouse holds of messages that are gone from
-/// the stream is not asked for, so that each run is a condition of the statement.
+/// Runs of sequences without a gap. What ClickHouse holds of messages that are gone from the stream
+/// is not asked for, so each run is a condition of the statement.
 const RUNS: usize = 500;
 
 /// Messages in stream order, within these bounds or one message alone.
@@ -33,7 +33,7 @@ impl Chunk {
         self.messages.is_empty()
     }
 
-    /// Whether a message that becomes so many rows stays within the bounds.
+    /// Whether a message that becomes `rows` rows stays within the bounds.
     pub fn has_room_for(&self, message: &Message, rows: usize) -> bool {
         self.messages.len() < MESSAGES
             && self.bytes + message.size() <= BYTES
@@ -75,7 +75,7 @@ mod tests {
         }
     }
 
-    /// Messages of so many bytes and rows that fit, `step` sequences from one to the next.
+    /// How many messages of this many bytes and rows fit, `step` sequences from one to the next.
     fn fit(bytes: usize, rows: usize, step: usize) -> usize {
         let mut chunk = Chunk::default();
         for sequence in (1..).step_by(step) {

@@ -13,8 +13,8 @@ use crate::clickhouse::ClickHouse;
 use crate::clickhouse::tables::Tables;
 use crate::clickhouse::views::View;
 
-/// An active instance inserts while this one reads: a view that differs is looked at
-/// again so often, a second apart.
+/// An active instance inserts while this one reads: a view that differs is looked at again
+/// up to this often, a second apart.
 const LOOKS: u32 = 10;
 
 #[derive(Debug, Serialize)]
@@ -37,7 +37,7 @@ fn as_text<S: Serializer>(day: &Date, serializer: S) -> Result<S::Ok, S::Error> 
     serializer.collect_str(day)
 }
 
-/// The days that have events or rows in a view. `at_rest` says that nobody inserts.
+/// The days that have events or rows in a view. `at_rest` says that nobody is inserting.
 pub async fn compare(
     clickhouse: &ClickHouse,
     tables: &Tables,

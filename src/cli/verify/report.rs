@@ -14,17 +14,17 @@ use crate::clickhouse::views::Uncompared;
 pub struct Report {
     pub exact: bool,
     lanes: Vec<OfLane>,
-    /// Tables and views of the schema that are not there.
+    /// Tables and views of the schema that are missing.
     missing: Vec<String>,
 }
 
-/// What was found of one lane.
+/// What was found about one lane.
 #[derive(Debug, Serialize)]
 pub struct OfLane {
     pub lane: &'static str,
     pub days: Vec<Day>,
     pub stream: Comparison,
-    /// Views of which nobody can tell whether they are exact, and why.
+    /// Views for which nobody can tell whether they are exact, and why.
     pub views_not_compared: Vec<Uncompared>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repaired: Option<Repaired>,
@@ -89,12 +89,12 @@ impl OfLane {
         {
             writeln!(
                 out,
-                "repaired: {events} events inserted, {days_of_views} days of views built again"
+                "repaired: {events} events inserted, {days_of_views} days of views rebuilt"
             )?;
             if days_left > 0 {
                 writeln!(
                     out,
-                    "left: {days_left} days of views, with rows that no event explains. To build \
+                    "left: {days_left} days of views, with rows that no event explains. To rebuild \
                      one from the events alone, ALTER TABLE … DROP PARTITION first"
                 )?;
             }
@@ -144,13 +144,13 @@ impl Report {
         }
         let days = || self.lanes.iter().flat_map(|lane| &lane.days);
         if days().any(|day| day.duplicate_events > 0) {
-            wrong.insert("events are stored twice (by another writer than analytics-server, or from a copy of their rows)");
+            wrong.insert("events are stored twice (by a writer other than analytics-server, or from a copy of their rows)");
         }
         if days().any(|day| !day.views_that_differ.is_empty()) {
-            wrong.insert("views differ (--repair builds their days again)");
+            wrong.insert("views differ (--repair rebuilds their days)");
         }
         let missing = format!(
-            "`check` says how to make what is missing: {}",
+            "`check` says how to create what is missing: {}",
             self.missing.join(", ")
         );
         if !self.missing.is_empty() {

@@ -22,7 +22,7 @@ use crate::lane::consume::{Consumer, Delivery, Durable};
 use crate::lane::encode::Encoder;
 use crate::nats::{Message, StreamId};
 
-/// Interruptions in a row before it is given up.
+/// Interruptions in a row before giving up.
 const MOST_INTERRUPTIONS: u32 = 5;
 
 /// What there is to compare with.
@@ -31,7 +31,7 @@ pub struct Witness {
     pub stream: Stream,
     /// The identity under which its messages are stored.
     pub identity: StreamId,
-    /// Up to here all is stored, the checkpoint says.
+    /// Up to here everything is stored, according to the checkpoint.
     pub committed: u64,
 }
 
@@ -43,7 +43,7 @@ pub struct Comparison {
     /// The sequence up to which everything should be stored.
     pub last: u64,
     pub missing_events: u64,
-    /// Also those that were purged.
+    /// Including those that were purged.
     pub missing_dead_letters: u64,
     /// The sequence of the first missing event.
     pub first_missing: Option<u64>,
@@ -65,7 +65,7 @@ pub async fn compare(
     } = witness;
     let max_payload = jetstream.client().server_info().max_payload;
     let mut durable = Durable::new(&lane.stream, max_payload);
-    // Beside the daemon's own, which this must not touch.
+    // Separate from the daemon's own, which this must not touch.
     durable.name.push_str("-verify");
     let id = identity.to_string();
     let mut verifier = Verifier {
@@ -107,7 +107,7 @@ pub async fn compare(
             Err(Interrupted::Comparing(error)) => return Err(error),
         }
     }
-    // It may never have been made.
+    // It may never have been created.
     let _ = stream.delete_consumer(&durable.name).await;
     verifier.compare().await?;
     Ok(verifier.found)

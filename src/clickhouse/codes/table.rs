@@ -19,14 +19,14 @@ pub const CODES: &[Code] = &[
     refused(
         32,
         "ATTEMPT_TO_READ_AFTER_EOF",
-        "empty, where a number should be",
+        "empty where a number should be",
     ),
     refused(38, "CANNOT_PARSE_DATE", "not a date"),
     refused(41, "CANNOT_PARSE_DATETIME", "not a time"),
     refused(69, "ARGUMENT_OUT_OF_BOUND", "too many digits for a decimal"),
     refused(72, "CANNOT_PARSE_NUMBER", "not a number"),
-    // Also what a column that the table lacks is answered with, without the words
-    // that make it a refusal.
+    // Also the answer to a column that the table lacks, but without the words that make it
+    // a refusal.
     refused(117, "INCORRECT_DATA", "not JSON"),
     refused(130, "CANNOT_READ_ARRAY_FROM_TEXT", "not an array"),
     refused(131, "TOO_LARGE_STRING_SIZE", "longer than a FixedString"),
@@ -45,19 +45,19 @@ pub const CODES: &[Code] = &[
     refused(
         441,
         "CANNOT_PARSE_DOMAIN_VALUE_FROM_STRING",
-        "not of the domain",
+        "outside the domain",
     ),
     refused(467, "CANNOT_PARSE_BOOL", "not a boolean"),
     refused(
         CONSTRAINT,
         "VIOLATED_CONSTRAINT",
-        "against a CHECK of the table",
+        "violates a CHECK of the table",
     ),
     refused(563, "CANNOT_READ_MAP_FROM_TEXT", "not a map"),
     refused(
         632,
         "UNEXPECTED_DATA_AFTER_PARSED_VALUE",
-        "more than the type holds",
+        "more than the type can hold",
     ),
     refused(675, "CANNOT_PARSE_IPV4", "not an address"),
     refused(676, "CANNOT_PARSE_IPV6", "not an address"),
@@ -105,7 +105,7 @@ pub const CODES: &[Code] = &[
     unavailable(
         48,
         "NOT_IMPLEMENTED",
-        "schema: what has the table's name takes no inserts",
+        "schema: what has the table's name does not accept inserts",
     ),
     unavailable(50, "UNKNOWN_TYPE", "the server is too old for the schema"),
     unavailable(
@@ -145,7 +145,7 @@ pub const CODES: &[Code] = &[
     unavailable(
         195,
         "IP_ADDRESS_NOT_ALLOWED",
-        "the user may not come from here",
+        "the user may not connect from here",
     ),
     unavailable(
         452,
@@ -154,14 +154,14 @@ pub const CODES: &[Code] = &[
     ),
     unavailable(497, "ACCESS_DENIED", "the user lacks a grant"),
     unavailable(516, "AUTHENTICATION_FAILED", "the user, or its password"),
-    unavailable(720, "USER_EXPIRED", "the user's time is over"),
-    // Too much at a time: the pauses help.
+    unavailable(720, "USER_EXPIRED", "the user has expired"),
+    // Too much at a time: pausing helps.
     unavailable(158, "TOO_MANY_ROWS", "a limit of the user's profile"),
     unavailable(201, "QUOTA_EXCEEDED", "until the quota's interval is over"),
     unavailable(
         202,
         "TOO_MANY_SIMULTANEOUS_QUERIES",
-        "until others have ended",
+        "until others have finished",
     ),
     unavailable(
         216,
@@ -171,7 +171,7 @@ pub const CODES: &[Code] = &[
     unavailable(
         241,
         "MEMORY_LIMIT_EXCEEDED",
-        "until others have ended, or the limit is raised",
+        "until others have finished, or the limit is raised",
     ),
     unavailable(252, "TOO_MANY_PARTS", "until merges have caught up"),
     unavailable(290, "LIMIT_EXCEEDED", "a limit of the server"),
@@ -185,17 +185,17 @@ pub const CODES: &[Code] = &[
     unavailable(
         700,
         "USER_SESSION_LIMIT_EXCEEDED",
-        "until others have ended",
+        "until others have finished",
     ),
-    unavailable(745, "SERVER_OVERLOADED", "until others have ended"),
+    unavailable(745, "SERVER_OVERLOADED", "until others have finished"),
     // The server's disks, and its replicas.
     unavailable(76, "CANNOT_OPEN_FILE", "the server's disk"),
     unavailable(173, "CANNOT_ALLOCATE_MEMORY", "the server's memory"),
-    unavailable(225, "NO_ZOOKEEPER", "Keeper is away"),
+    unavailable(225, "NO_ZOOKEEPER", "Keeper is unavailable"),
     unavailable(242, "TABLE_IS_READ_ONLY", "the replica has lost Keeper"),
     unavailable(243, "NOT_ENOUGH_SPACE", "the server's disk is full"),
-    unavailable(254, "NO_ACTIVE_REPLICAS", "replicas are away"),
-    unavailable(285, "TOO_FEW_LIVE_REPLICAS", "replicas are away"),
+    unavailable(254, "NO_ACTIVE_REPLICAS", "replicas are unavailable"),
+    unavailable(285, "TOO_FEW_LIVE_REPLICAS", "replicas are unavailable"),
     unavailable(
         286,
         "UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE",
@@ -204,7 +204,7 @@ pub const CODES: &[Code] = &[
     unavailable(289, "REPLICA_IS_NOT_IN_QUORUM", "the replica is behind"),
     unavailable(499, "S3_ERROR", "the server's object storage"),
     unavailable(733, "TABLE_IS_BEING_RESTARTED", "for a moment"),
-    unavailable(999, "KEEPER_EXCEPTION", "Keeper is away"),
+    unavailable(999, "KEEPER_EXCEPTION", "Keeper is unavailable"),
     // ClickHouse stopped somewhere in the middle.
     unknown(
         3,
@@ -228,9 +228,9 @@ pub const CODES: &[Code] = &[
         "TIMEOUT_EXCEEDED",
         "the user's max_execution_time, at any point",
     ),
-    unknown(209, "SOCKET_TIMEOUT", "a connection stood still"),
+    unknown(209, "SOCKET_TIMEOUT", "a connection stalled"),
     unknown(210, "NETWORK_ERROR", "a connection broke"),
-    unknown(236, "ABORTED", "the server stops"),
+    unknown(236, "ABORTED", "the server is stopping"),
     unknown(
         319,
         "UNKNOWN_STATUS_OF_INSERT",

@@ -87,7 +87,7 @@ fn an_error_that_may_quote_data_is_shown_by_its_code_alone() {
     let not_listed = "Code: 36. DB::Exception: Unknown time zone 'a\n. (SECRET)'. (BAD_ARGUMENTS) (version 26.7.2.1)";
     assert_eq!(without_data(not_listed), "Code: 36. (BAD_ARGUMENTS)");
     let cut_short = "Code: 36. DB::Exception: Unknown time zone 'ann@exam";
-    assert!(without_data(cut_short).ends_with("(the message is left out, it may quote data)"));
+    assert!(without_data(cut_short).ends_with("(the message is left out, as it may quote data)"));
     let harmless =
         "Code: 241. DB::Exception: Memory limit exceeded. (MEMORY_LIMIT_EXCEEDED) (version 26.7)";
     assert_eq!(without_data(&format!("{harmless}\nstack")), harmless);

@@ -10,7 +10,7 @@ use crate::clickhouse::migrations::quote_identifier;
 use crate::clickhouse::reach::{Catalog, Name, Table};
 use crate::clickhouse::{row_policy, schema};
 
-/// What is wrong with the tables that inserts into these reach, in whatever database.
+/// What is wrong with the tables that inserts into these reach, in any database.
 pub async fn of_tables(
     clickhouse: &ClickHouse,
     inserted_into: &[&str],
@@ -57,7 +57,7 @@ fn of_filtered(table: &Name, clickhouse: &ClickHouse) -> Shortcoming {
     )
 }
 
-/// A window view, a live view: they count what they are given, and know no token.
+/// A window view or a live view: they count what they are given, and know no tokens.
 fn of_strange(view: &Table, home: &str) -> Shortcoming {
     let (name, engine) = (view.name(), &view.engine);
     Shortcoming::fatal(
@@ -89,24 +89,26 @@ fn of_missing((name, file): (&str, &str), inserted_into: &[&str]) -> Shortcoming
         remedy: format!(
             "run its CREATE statement of migrations/{file}, then `analytics-server verify --repair`"
         ),
-        // Without a view, what it counts stands still; without one of these, everything.
+        // Without a view, what it counts stands still; without one of these, everything
+        // does.
         fatal: inserted_into.contains(&name),
     }
 }
 
-/// The fewest past inserts that a table must recognise a repeat among: a few times the
-/// parts that inserts in flight can make, up to 32 with up to 36 days each.
+/// The fewest past inserts among which a table must recognise a repeat: a few times the
+/// parts that inserts in flight can make, up to 32 inserts with up to 36 days each.
 const LEAST_WINDOW: u64 = 5000;
 
-/// What a window is set to where it is missing.
+/// What a window is set to if it is missing.
 const GOOD_WINDOW: u64 = 10_000;
 
 /// Seconds for which a replicated table must recognise a repeat: ClickHouse or the
 /// daemon may be away for days between an insert and its repeat. Tables that are not
-/// replicated know no such limit.
+/// replicated have no such limit.
 const LEAST_SECONDS: u64 = 7 * 86_400;
 
-/// What a view may write to that keeps nothing: its own views are what counts.
+/// A table that a view may write to although it keeps nothing: what counts is its own
+/// views.
 const KEEPS_NOTHING: &str = "Null";
 
 fn of_table(
@@ -154,15 +156,16 @@ fn of_table(
         let detail = format!("table `{shown}` would count a repeated insert again");
         missing(detail, mend(window, GOOD_WINDOW));
     }
-    // The built-in value was a week once and is an hour in newer versions.
+    // The built-in value used to be a week and is an hour in newer versions.
     let seconds = "replicated_deduplication_window_seconds";
     if replicated && number(seconds, 3600) < LEAST_SECONDS {
         let hours = number(seconds, 3600) / 3600;
-        let detail =
-            format!("table `{shown}` would count an insert again that is repeated after {hours} h");
+        let detail = format!(
+            "table `{shown}` would count an insert again if it is repeated after {hours} h"
+        );
         missing(detail, mend(seconds, LEAST_SECONDS));
     }
-    // ClickHouse takes either this or the insert's own setting for a yes.
+    // Either this or the insert's own setting means yes to ClickHouse.
     if is_inserted_into && number("async_insert", 0) != 0 {
         let detail = format!(
             "table `{shown}` has async_insert set, so inserts are queued and their tokens do not count"
@@ -172,8 +175,8 @@ fn of_table(
     shortcomings
 }
 
-/// The server's own defaults of what a table can set. Not every user may see them: then
-/// ClickHouse's built-in ones have to do.
+/// The server's own defaults for what a table can set. Not every user may see them:
+/// ClickHouse's built-in ones have to do then.
 async fn table_defaults(clickhouse: &ClickHouse) -> Result<HashMap<String, String>, Error> {
     let sql = "SELECT name, toString(value) AS value FROM system.merge_tree_settings";
     match clickhouse.rows::<Setting>(sql, &[]).await {

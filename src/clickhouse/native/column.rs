@@ -154,7 +154,7 @@ pub struct Columns {
 const COLUMN_HEADER: usize = 64;
 
 impl Columns {
-    /// About as many bytes as the rows take in a block.
+    /// Roughly how many bytes the rows take in a block.
     pub fn size(&self) -> usize {
         let sizes = self
             .columns

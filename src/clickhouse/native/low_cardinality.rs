@@ -1,8 +1,7 @@
-//! `LowCardinality(String)`: the different values once, and each row's number
-//! among them.
+//! `LowCardinality(String)`: each distinct value once, and each row's number among them.
 //!
-//! ClickHouse takes it as it is. From `String` it would read every row's bytes and
-//! look them up itself.
+//! ClickHouse takes it as it is. With `String`, it would read every row's bytes and look
+//! them up itself.
 //! Source: `SerializationLowCardinality.cpp` in ClickHouse.
 
 use foldhash::{HashMap, HashMapExt};
@@ -13,7 +12,7 @@ use super::value::Value;
 /// A column of strings that repeat.
 #[derive(Debug)]
 pub struct LowCardinality {
-    /// The different values in the order of their first rows, after the default.
+    /// The distinct values in the order of their first rows, after the default.
     values: Plain<str>,
     numbers: HashMap<Box<str>, u32>,
     rows: Vec<u32>,
@@ -22,7 +21,7 @@ pub struct LowCardinality {
 /// The one way in which ClickHouse lays these out.
 const VERSION: u64 = 1;
 
-/// The block brings its values along, beside no dictionary of many blocks.
+/// The block brings its own values along, with no dictionary shared by many blocks.
 const HAS_ADDITIONAL_KEYS: u64 = 1 << 9;
 
 /// The number of the default, the empty string.
@@ -133,7 +132,7 @@ impl LowCardinality {
     }
 }
 
-/// Bytes of a row's number; as a number, ClickHouse's name for it.
+/// How many bytes a row's number takes; cast to a number, ClickHouse's code for that.
 #[derive(Debug, Clone, Copy)]
 enum Width {
     One = 0,

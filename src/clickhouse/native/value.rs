@@ -1,4 +1,4 @@
-//! Values as Native has them.
+//! Values as Native lays them out.
 
 use time::{Date, OffsetDateTime};
 use uuid::Uuid;
@@ -100,7 +100,7 @@ pub fn write_string(bytes: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(bytes);
 }
 
-/// Seven bits a byte, the lowest first.
+/// Seven bits per byte, the lowest first.
 pub fn write_varuint(mut value: u64, out: &mut Vec<u8>) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);

@@ -1,8 +1,8 @@
-//! Which views can be compared with what they select, and built again from it.
+//! Which views can be compared with what they select, and rebuilt from it.
 //!
-//! A view sees an insert's rows, and its target merges what comes of them. That is what its
-//! SELECT gives of all rows at once for some SELECTs only. What is not known to be among them
-//! is not compared: a view that was right would be built again wrongly.
+//! A view sees an insert's rows, and its target merges what comes of them. Only for some SELECTs is
+//! that what the SELECT gives for all rows at once. One that is not known to be among them is not
+//! compared: a view that was right would be rebuilt wrongly.
 
 use clickhouse::Row;
 use serde::Deserialize;
@@ -26,7 +26,7 @@ const FLOATS: &str = "its target holds floating-point numbers, whose sums depend
 const COLUMNS: &str = "its SELECT leaves a column of its target to a default";
 const TYPES: &str = "its SELECT gives other types than its target has";
 const SELECT: &str = "its SELECT is not simple: columns, counts and sums of the rows of one table";
-const KEY: &str = "its SELECT groups by something else than its target's sorting key";
+const KEY: &str = "its SELECT groups by something other than its target's sorting key";
 const MERGES: &str = "its target does not merge a column as its SELECT aggregates it";
 
 /// A column as `system.columns` has it.
@@ -44,7 +44,7 @@ pub struct Computed {
 }
 
 impl ColumnType {
-    /// The type without what it is kept in: the values are the same.
+    /// The type without what it is wrapped in: the values are the same.
     pub fn bare_type(&self) -> &str {
         let mut bare = match self.merged_by() {
             Some((_function, inner)) => inner,
@@ -74,10 +74,10 @@ pub fn of_target(target: &Table) -> Result<(), &'static str> {
     }
 }
 
-/// How many days a table keeps rows, by this time of theirs; `None` where it is for ever.
+/// How many days a table keeps rows, counted from this time of theirs; `None` if for ever.
 ///
 /// # Errors
-/// Where its TTL is of another kind.
+/// If its TTL is of another kind.
 pub fn kept_days(table: &Table, time: &str) -> Result<Option<u16>, &'static str> {
     let Some((_, ttl)) = table.engine_full.split_once(" TTL ") else {
         return Ok(None);
@@ -90,16 +90,16 @@ pub fn kept_days(table: &Table, time: &str) -> Result<Option<u16>, &'static str>
     days.map(Some).ok_or(TTL)
 }
 
-/// What is known of a view beside its SELECT.
+/// What is known of a view besides its SELECT.
 pub struct Facts<'a> {
     pub target: &'a Table,
-    /// The column of days of a source that is a view's target.
+    /// The column of days of a source that is itself a view's target.
     pub source_day: Option<&'a str>,
     /// Columns of the source.
     pub computed: &'a [Computed],
     /// The columns of the SELECT.
     pub given: &'a [ColumnType],
-    /// Those of the view, which may be others.
+    /// Those of the view, which may differ.
     pub declared: &'a [ColumnType],
     /// Those of the target.
     pub held: &'a [ColumnType],
@@ -121,7 +121,7 @@ pub fn of_select(select: &str, facts: &Facts) -> Result<(), &'static str> {
         Some(day) => item.is(day),
         None => item.expression == ["toDate", "(", "server_ts", ")"],
     };
-    // Another expression by the name of the time would be taken for it.
+    // Another expression with the name of the time would be mistaken for it.
     let time = facts.source_day.unwrap_or("server_ts");
     let is_shadowed = select
         .items
@@ -145,7 +145,7 @@ pub fn of_select(select: &str, facts: &Facts) -> Result<(), &'static str> {
     }
 }
 
-/// A target with one row a key, whose other columns are merged.
+/// A target with one row per key, whose other columns are merged.
 fn of_merged(
     select: &Select,
     day: &str,
@@ -182,7 +182,7 @@ fn of_merged(
                 && column.is_some_and(|column| is_summed(column, target, summed.as_deref()));
         let is_merged = match function.as_str() {
             "count" | "countif" | "sum" | "sumif" => is_summed,
-            // Without a row, `minIf` gives a zero, which would be the least of all.
+            // Without any rows, `minIf` gives zero, which would be the least of all.
             "min" | "max" => merged_by == Some(&function),
             "groupuniqarray" | "groupuniqarrayif" => merged_by == Some("groupUniqArrayArray"),
             _ => false,
@@ -190,7 +190,7 @@ fn of_merged(
         if !is_merged {
             return Err(MERGES);
         }
-        // Of a column, it may count none.
+        // Given a column, it may count none.
         counts |= value.expression == ["count", "(", ")"];
     }
     // A row whose sums are all zero is dropped.

@@ -35,8 +35,8 @@ impl From<Error> for Obstacle {
     }
 }
 
-/// The views that an insert of events or dead letters of a kind reaches, those of
-/// operators included, in whatever database.
+/// The views that an insert of events or dead letters of a kind reaches, those of operators
+/// included, in any database.
 pub async fn reached(clickhouse: &ClickHouse, tables: &Tables) -> Result<Views, Error> {
     let catalog = Catalog::read(clickhouse).await?;
     let home = clickhouse.database();
@@ -155,7 +155,7 @@ impl Search<'_> {
         let events_days = comparable::kept_days(events, &self.tables.age_from());
         let events_days = events_days.map_err(|_| comparable::EVENTS_TTL)?;
         let target_days = comparable::kept_days(target, day)?;
-        // A date begins with the day of ClickHouse's time zone, which may be over sooner.
+        // A date begins with the day of ClickHouse's time zone, which may end sooner.
         let target_days = match ["UTC", "Etc/UTC"].contains(&zone(clickhouse).await?.as_str()) {
             true => target_days,
             false => target_days.map(|days| days.saturating_sub(1)),
@@ -186,7 +186,7 @@ async fn given(clickhouse: &ClickHouse, select: &str) -> Result<Vec<ColumnType>,
     }
 }
 
-/// The columns that a table or view keeps, without those that are computed at each look.
+/// The columns that a table or view keeps, without those that are computed on each read.
 async fn columns(clickhouse: &ClickHouse, table: &Name) -> Result<Vec<ColumnType>, Error> {
     clickhouse
         .rows(

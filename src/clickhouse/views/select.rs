@@ -1,10 +1,10 @@
-//! A view's SELECT, read as far as it is of the simple kind that can be compared: items of
-//! one table, a condition, a grouping.
+//! A view's SELECT, parsed if it is of the simple kind that can be compared: items of one table, a
+//! condition, a grouping.
 
 use std::iter;
 
-/// Functions of their arguments alone. What is not among them may depend on the time, on
-/// other tables, or on how rows are divided into blocks.
+/// Functions of their arguments alone. One that is not among them may depend on the time, on other
+/// tables, or on how rows are divided into blocks.
 #[rustfmt::skip]
 const FUNCTIONS: [&str; 100] = [
     "abs", "and", "array", "arrayElement", "assumeNotNull", "CAST", "cityHash64", "coalesce",
@@ -30,7 +30,7 @@ const OPERATORS: [&str; 14] = [
     "ELSE", "END",
 ];
 
-/// Words that make something else of what follows them.
+/// Words that change the meaning of what follows them.
 const FORBIDDEN: [&str; 5] = ["SELECT", "DISTINCT", "GLOBAL", "WITH", "OVER"];
 
 const SYMBOLS: [&str; 18] = [
@@ -46,8 +46,8 @@ pub struct Item<'a> {
     pub expression: Vec<Token<'a>>,
 }
 
-/// `SELECT items FROM … WHERE … GROUP BY groups`, each a function of a row alone or one
-/// aggregate of such.
+/// `SELECT items FROM … WHERE … GROUP BY groups`, each a function of a row alone or an aggregate of
+/// such functions.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Select<'a> {
     pub items: Vec<Item<'a>>,
@@ -55,7 +55,7 @@ pub struct Select<'a> {
 }
 
 impl<'a> Select<'a> {
-    /// `None` where it is of another kind.
+    /// `None` if it is of another kind.
     pub fn read(text: &'a str) -> Option<Self> {
         let tokens = tokens(text)?;
         let rest = tokens.strip_prefix(&["SELECT"])?;
@@ -105,17 +105,18 @@ impl<'a> Item<'a> {
         })
     }
 
-    /// Whether it says the same of each row, wherever that is.
+    /// Whether it gives the same for a row wherever that row is.
     pub fn is_of_a_row(&self) -> bool {
         is_of_a_row(&self.expression)
     }
 
-    /// The aggregate function, in lower case, that is all of it, and is given functions of a row.
+    /// The aggregate function, in lower case, if that is all of it and its arguments are functions
+    /// of a row.
     pub fn aggregate(&self) -> Option<String> {
         let [name, "(", arguments @ .., ")"] = self.expression.as_slice() else {
             return None;
         };
-        // Another bracket may be closed at the end: `sum(a) / (b)`.
+        // The bracket closed at the end may be another: `sum(a) / (b)`.
         let is_whole = depths(arguments).all(|(depth, _)| depth >= 0);
         (is_name(name) && is_whole && is_of_a_row(arguments)).then(|| name.to_ascii_lowercase())
     }
@@ -132,7 +133,7 @@ pub fn unquoted(name: &str) -> &str {
         .unwrap_or(name)
 }
 
-/// The names of a key, `a, b` or `(a, b)`; `None` where it has more than names.
+/// The names of a key, `a, b` or `(a, b)`; `None` if it has more than names.
 pub fn names_of_key(key: &str) -> Option<Vec<&str>> {
     let tokens = tokens(key)?;
     let parts = parts(match tokens.as_slice() {
@@ -151,7 +152,7 @@ pub fn is_expression_of_a_row(text: &str) -> bool {
     tokens(text).is_some_and(|tokens| is_of_a_row(&tokens))
 }
 
-/// Whether a name is anywhere in a text.
+/// Whether a name occurs anywhere in a text.
 pub fn mentions(text: &str, name: &str) -> bool {
     tokens(text).is_none_or(|tokens| tokens.iter().any(|token| unquoted(token) == name))
 }
@@ -174,7 +175,8 @@ fn is_of_a_row(expression: &[Token]) -> bool {
                     Some(&"(") => FUNCTIONS
                         .iter()
                         .any(|known| known.eq_ignore_ascii_case(name)),
-                    // Names with an underscore in front are ClickHouse's own: a row's part, its place.
+                    // Names with a leading underscore are ClickHouse's own: a row's part, its
+                    // place.
                     _ => !name.starts_with('_') && !is_forbidden(name),
                 },
                 _value => true,
@@ -182,7 +184,7 @@ fn is_of_a_row(expression: &[Token]) -> bool {
         })
 }
 
-/// What follows `IN`: values, and no table, nor a question to one.
+/// Whether values follow `IN`, rather than a table or a query on one.
 fn is_list_of_values(tokens: &[Token]) -> bool {
     let mut inside = tokens.iter().take_while(|token| **token != ")");
     inside.next() == Some(&"(")
@@ -224,7 +226,7 @@ fn depths<'a, 'b>(tokens: &'b [Token<'a>]) -> impl Iterator<Item = (i32, Token<'
     })
 }
 
-/// Where a word stands outside of brackets.
+/// Where a word occurs outside brackets.
 fn position(tokens: &[Token], word: &str) -> Option<usize> {
     depths(tokens).position(|(depth, token)| depth == 0 && token == word)
 }
@@ -253,7 +255,7 @@ fn parts<'a, 'b>(tokens: &'b [Token<'a>]) -> Vec<&'b [Token<'a>]> {
         .collect()
 }
 
-/// `None` where it has a symbol that is not known.
+/// `None` if it has an unknown symbol.
 fn tokens(text: &str) -> Option<Vec<Token<'_>>> {
     let mut tokens = Vec::new();
     let mut rest = text.trim_start();
@@ -275,7 +277,7 @@ fn tokens(text: &str) -> Option<Vec<Token<'_>>> {
     Some(tokens)
 }
 
-/// Where a text ends that begins in quotes, its last quote included.
+/// Where a text that begins with a quote ends, its last quote included.
 fn end_of_quoted(text: &str, quote: char) -> Option<usize> {
     let mut letters = text.char_indices();
     while let Some((at, letter)) = letters.next() {

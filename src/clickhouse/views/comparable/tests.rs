@@ -9,7 +9,7 @@ fn columns(columns: &[(&str, &str)]) -> Vec<ColumnType> {
     columns.collect()
 }
 
-/// Of a view of the events whose target has these columns and this engine, sorted by `key`.
+/// For a view of the events whose target has these columns and this engine, sorted by `key`.
 fn of(select: &str, held: &[(&str, &str)], engine: &str, key: &str) -> Result<(), &'static str> {
     let mut target = Table::of_engine("d", "target", engine);
     target.engine = engine.split('(').next().unwrap().to_owned();
@@ -39,7 +39,7 @@ fn of(select: &str, held: &[(&str, &str)], engine: &str, key: &str) -> Result<()
 
 const DAY: (&str, &str) = ("date", "Date");
 
-/// With one sum of each day.
+/// With one sum for each day.
 fn summing(select: &str) -> Result<(), &'static str> {
     let from = "FROM d.analytics_events";
     let select = format!(
