@@ -133,7 +133,7 @@ async fn a_right_that_nats_does_not_give_is_named_in_one_line() {
     eventually("it is tried again", async || {
         let tries = daemon
             .log()
-            .matches("interrupted, going on at the checkpoint")
+            .matches("interrupted, continuing from the checkpoint")
             .count();
         (tries > 1).then_some(())
     })

@@ -92,7 +92,7 @@ async fn a_stop_while_clickhouse_takes_nothing_leaves_the_batch_for_the_next_sta
     let (status, log) = daemon.stop().await;
     assert_eq!(status.code(), Some(0), "{log}");
     assert!(
-        log.contains("they are recorded and go first at the next start"),
+        log.contains("they are recorded, and are sent first at the next start"),
         "{log}"
     );
 
