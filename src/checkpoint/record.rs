@@ -112,8 +112,9 @@ impl InFlight {
         }
     }
 
-    /// Whether a view may hold other rows of the range than the table does, once the
-    /// table has all of it: `process` is the ClickHouse process that answered last.
+    /// Whether what a view holds of the range may differ from what the table holds,
+    /// once the table has all of it: `process` is the ClickHouse process that answered
+    /// last.
     pub fn may_be_miscounted(&self, history: History, process: &str) -> bool {
         history.looked_for || (history.repeated && self.incarnation.process != process)
     }
@@ -315,7 +316,7 @@ impl Record {
 
     /// Forgets everything after the sequence `last`, whose message was stored at
     /// `stored_at`, or 0 where that is not known: the stream may give those sequences to
-    /// other messages, or their messages are to be read again.
+    /// other messages, or they are to be read again.
     pub fn cut_off(&mut self, last: u64, stored_at: i64) {
         if self.committed > last {
             self.committed = last;

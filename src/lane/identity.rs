@@ -41,7 +41,7 @@ pub async fn of(
     let state = &stream.cached_info().state;
     let sequences = state.first_sequence..=state.last_sequence;
     let witnesses = store.witnesses(&current.name, sequences).await;
-    // Rows under the current creation time are this stream's without doubt.
+    // Rows under the current creation time are without doubt this stream's.
     let own = current.to_string();
     if witnesses.iter().any(|witness| witness.stream == own) {
         return Ok(current);

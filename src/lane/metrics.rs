@@ -27,7 +27,7 @@ const MOST_SERVICES: usize = 64;
 /// A part of the work, which takes time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Messages into columns, some hundred at a time.
+    /// Messages into columns, a few hundred at a time.
     Decode,
     /// Columns into a block, with the messages that were left.
     Encode,

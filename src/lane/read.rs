@@ -15,7 +15,7 @@ use super::flow::Flow;
 use super::store::Store;
 use crate::nats::Message;
 
-/// How long to go on reading.
+/// How long to continue reading.
 pub enum Until {
     Shutdown(CancellationToken),
     /// Until this sequence was read, or the end of the stream.

@@ -18,8 +18,8 @@ use crate::checkpoint::Moment;
 use crate::clickhouse::writers::{self, Registered, Registration};
 
 /// Lease timeouts after which a lane that says nothing is taken to be gone: two minutes
-/// by default. This lease is not renewed between two batches, but by a statement in
-/// ClickHouse.
+/// by default. This lease is not renewed between two batches, but by a statement that
+/// ClickHouse runs.
 const LEASES: u32 = 12;
 
 /// How long a registration counts, for instances with this lease timeout.

@@ -66,7 +66,7 @@ impl ClickHouse {
         self.view.take_in_part(insert, how_far / 3);
     }
 
-    /// The target keeps its tokens. Fails where the table beside is gone.
+    /// The target keeps its tokens. Fails where the table beside it is gone.
     pub fn swap(&mut self, swap: &Swap) -> bool {
         let is_there = self.beside.remove(&swap.beside);
         if is_there {
