@@ -24,7 +24,7 @@ use tokio::time::Instant;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Messages at a time; a figure per second is of as many a second.
+/// Messages at a time; a figure per second counts as many of them per second.
 const MESSAGES: u64 = 10_000;
 const STREAM: &str = "ANALYTICS@1";
 
@@ -76,7 +76,7 @@ fn decode(bencher: Bencher<'_, '_>) {
         .bench_values(|messages| encoder.decode(messages));
 }
 
-/// All that is done between the two servers.
+/// Everything that is done between the two servers.
 #[divan::bench]
 fn cut_decode_and_encode(bencher: Bencher<'_, '_>) {
     let encoder = encoder();
@@ -108,8 +108,8 @@ fn cut_decode_and_encode(bencher: Bencher<'_, '_>) {
 }
 
 /// Columns of three types, by this project's builder and by that of the crate
-/// `clickhouse`, which has no LowCardinality. Its block is not yet written then; this
-/// project's is.
+/// `clickhouse`, which has no LowCardinality. Its block is not yet written at that
+/// point; this project's is.
 mod a_block_of_six_columns {
     use super::*;
 

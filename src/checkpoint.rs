@@ -1,9 +1,9 @@
 //! The checkpoint: one record in a JetStream KV bucket that says who writes, up
 //! to where everything is stored, and which ranges may have been inserted.
 //!
-//! It is written by compare-and-set before a batch is sent to ClickHouse. A
-//! write that meets a revision which it did not expect means that another
-//! instance took over: the record is the fence and the lease, and nothing else is.
+//! It is written by compare-and-set before a batch is sent to ClickHouse. A write that
+//! meets an unexpected revision means that another instance has taken over: the record
+//! is the fence and the lease, and nothing else is.
 
 mod bucket;
 mod moment;
@@ -28,7 +28,7 @@ pub use bucket::{
 pub use moment::Moment;
 pub use record::{History, InFlight, Incarnation, Part, Range, Record, Rows};
 
-/// How often a standby looks at the record: a clean stop hands over within it.
+/// How often a standby looks at the record: a clean stop hands over within that time.
 const LOOK: Duration = Duration::from_millis(250);
 
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +40,8 @@ pub enum CheckpointError {
     #[error("cannot reach the checkpoint: {0}")]
     Unavailable(String),
     #[error(
-        "bucket `{}` is in memory or forgets with age, and a lost checkpoint is a long comparison with \
-         ClickHouse: make it again with file storage and no max_age",
+        "bucket `{}` is in memory or has a max_age, and a lost checkpoint means a long comparison with \
+         ClickHouse: create it again with file storage and no max_age",
         bucket::NAME
     )]
     Forgetful,
@@ -55,17 +55,17 @@ pub enum CheckpointError {
 /// What a record is found by, and who wants it.
 #[derive(Debug, Clone)]
 pub struct Claim {
-    /// This instance's name, unlike any other's.
+    /// This instance's name, which no other instance has.
     pub owner: String,
     /// The identity under which the stream's messages are stored.
     pub stream: StreamId,
-    /// The creation time that NATS gives for it, another one after a restore.
+    /// The creation time that NATS gives for it, a different one after a restore.
     pub created: String,
     /// The durable consumer's name.
     pub consumer: String,
-    /// A record whose revision stands still for this long is nobody's.
+    /// A record whose revision has not changed for this long is nobody's.
     pub lease_timeout: Duration,
-    /// Takes the record also from an instance that works, which then stands by.
+    /// Takes the record even from an active instance, which then stands by.
     pub at_once: bool,
     /// Counts the writes of the record.
     pub writes: IntCounter,
@@ -85,7 +85,7 @@ pub enum Turn {
     Found(Box<Written>),
 }
 
-/// A record and the revision under which it stands in the bucket.
+/// A record and the revision that it has in the bucket.
 #[derive(Debug, Clone)]
 pub struct Written {
     pub record: Record,
@@ -93,7 +93,8 @@ pub struct Written {
 }
 
 /// Waits until the record is this instance's to take: it is its own, was handed
-/// over, or has stood still for the lease. `standing_by` hears of another owner.
+/// over, or has not changed for the length of the lease. `standing_by` is called with
+/// another owner.
 pub async fn wait_for_turn(
     store: &Store,
     claim: &Claim,
@@ -137,23 +138,23 @@ struct State {
     confirmed: Moment,
 }
 
-/// A range that stands in the checkpoint and not yet in ClickHouse, or not for
-/// sure. It ends with [`Checkpoint::commit`].
+/// A range that is in the checkpoint and not yet in ClickHouse, or not for certain. It
+/// ends with [`Checkpoint::commit`].
 #[must_use = "a recorded range is inserted, then committed"]
 #[derive(Debug)]
 pub struct Recorded {
     pub in_flight: InFlight,
-    /// It stood there before: it may have been inserted.
+    /// It was there before: it may have been inserted.
     pub recovered: bool,
 }
 
 impl Checkpoint {
-    /// Makes the record this instance's. From now on every other instance that
-    /// writes it fails. `None` when somebody else wrote it meanwhile.
+    /// Makes the record this instance's. From now on, a write by any other instance
+    /// fails. `None` when somebody else has written it meanwhile.
     ///
-    /// `found` is what [`wait_for_turn`] found; `last` is what this instance had
-    /// written last, in the life of this process, and it believes that where NATS
-    /// has lost or rolled back the record.
+    /// `found` is what [`wait_for_turn`] found; `last` is what this instance wrote
+    /// last, in the life of this process, and that is believed where NATS has lost or
+    /// rolled back the record.
     pub async fn take_over(
         store: Store,
         claim: Claim,
@@ -210,12 +211,12 @@ impl Checkpoint {
         &self.claim.stream
     }
 
-    /// This instance's name, unlike any other's.
+    /// This instance's name, which no other instance has.
     pub fn owner(&self) -> &str {
         &self.claim.owner
     }
 
-    /// The record as it stands.
+    /// The record as it is now.
     pub async fn record(&self) -> Record {
         self.state.lock().await.written.record.clone()
     }
@@ -225,8 +226,8 @@ impl Checkpoint {
         self.state.lock().await.written.clone()
     }
 
-    /// Records a range. Only then may it be sent to ClickHouse. `parts` say how,
-    /// where it is not as a whole.
+    /// Records a range. Only then may it be sent to ClickHouse. `parts` say how, unless
+    /// it is sent as a whole.
     pub async fn begin(
         &self,
         range: &Range,
@@ -329,7 +330,7 @@ impl Checkpoint {
 
     async fn fenced(&self, key: &str) -> CheckpointError {
         match read(&self.store, key).await {
-            // A write whose answer was lost, or a bucket that was made again.
+            // A write whose answer was lost, or a bucket that was created again.
             Ok(Some(found)) if found.record.owner == self.claim.owner => {
                 CheckpointError::Unavailable(
                     "it is not at the revision that was written".to_owned(),

@@ -12,7 +12,7 @@ pub struct DeadLetter {
     /// What could not be stored.
     pub source: Source,
     pub reason: Reason,
-    /// What is wrong, for a person.
+    /// What is wrong, for a person to read.
     pub error: String,
 }
 
@@ -30,7 +30,7 @@ impl DeadLetter {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfit {
     pub reason: Reason,
-    /// What is wrong, for a person.
+    /// What is wrong, for a person to read.
     pub error: String,
 }
 
@@ -52,7 +52,7 @@ pub enum Reason {
     MissingContext,
     /// The event's context names no client.
     MissingClientId,
-    /// ClickHouse does not take the row.
+    /// ClickHouse does not accept the row.
     Refused,
 }
 
@@ -75,7 +75,7 @@ impl Reason {
     }
 }
 
-/// Roughly what a letter adds to its block beside subject, headers and payload.
+/// Roughly what a letter adds to its block in addition to subject, headers and payload.
 const ROW_OVERHEAD: usize = 150;
 
 /// The block that inserts `letters`, all of one stream, into `dead_letters`.
@@ -117,8 +117,8 @@ pub fn block(stream: &str, letters: &[DeadLetter]) -> Block {
     block.build()
 }
 
-/// The headers as a JSON object of arrays, `{"Nats-Msg-Id": ["…"]}`, names in
-/// order: they come in none, and a repeat must be the same bytes.
+/// The headers as a JSON object of arrays, `{"Nats-Msg-Id": ["…"]}`, names in order:
+/// they come in no order, and a repeat must be the same bytes.
 fn headers_json(headers: &Headers) -> String {
     let mut by_name = BTreeMap::<&str, Vec<&str>>::new();
     for (name, value) in headers.iter() {

@@ -7,8 +7,8 @@ use crate::clickhouse::native::Millis;
 use crate::clickhouse::stored::{Origin, Place};
 use crate::nats::{Headers, Message};
 
-/// An event as it was sent, and where it came from: what it is decoded from, once
-/// more where a part of its batch has to be sent by itself.
+/// An event as it was sent, and where it came from: what it is decoded from, and
+/// decoded from again where a part of its batch has to be sent by itself.
 #[derive(Debug, Clone)]
 pub struct Source {
     pub place: Place,
@@ -60,8 +60,9 @@ impl Source {
     }
 }
 
-/// What the bytes of an event or of a dead letter are. Subject and index do not tell: the
-/// first event of a batch message and a batch message that cannot be read have the same.
+/// What the bytes of an event or of a dead letter are. Subject and index do not tell
+/// which: the first event of a batch message and a batch message that cannot be read have
+/// the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PayloadIs {
     /// The payload of a whole message.
@@ -87,7 +88,7 @@ pub struct Event {
     pub row: Row,
 }
 
-/// What has to be known of a row beside its columns.
+/// What has to be known about a row in addition to its columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
     /// When the event happened. The row's day and its age count from here.

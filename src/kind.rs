@@ -14,7 +14,7 @@ use crate::dead_letter::Unfit;
 use crate::event::{Row, Source};
 use crate::nats::Message;
 
-/// What is particular of one kind of events.
+/// What is particular to one kind of event.
 ///
 /// It is pure: the same message always becomes the same rows, which is what lets
 /// ClickHouse recognise a repeated insert.
@@ -22,7 +22,7 @@ pub trait Kind: Send + Sync {
     /// Where its rows go.
     fn tables(&self) -> &'static Tables;
 
-    /// The types of events that metrics tell apart.
+    /// The event types that metrics tell apart.
     fn event_types(&self) -> &'static [&'static str];
 
     /// How many rows a message becomes, dead letters among them.
@@ -41,7 +41,7 @@ pub trait Kind: Send + Sync {
     fn writer<'a>(&'a self, stream: &'a str) -> Box<dyn Writer + 'a>;
 
     /// Made-up events for `send` and `bench`, the same for the same seed; or what the
-    /// configuration has to say for that.
+    /// configuration has to say for them to be made.
     fn samples(&self, seed: u64) -> Result<Box<dyn Samples>, String>;
 }
 
@@ -64,7 +64,7 @@ pub trait Writer {
     fn finish(self: Box<Self>) -> Columns;
 }
 
-/// Events as people in front of their screens would cause them, one after the other.
+/// Events as people in front of their screens would cause them, one after another.
 pub trait Samples {
     /// What happens next, of one type or, mostly, of any.
     fn next(&mut self, now: SystemTime, event_type: Option<&str>) -> Sample;

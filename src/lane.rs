@@ -8,8 +8,8 @@
 //! ClickHouse is slow, nothing more is pulled.
 //!
 //! Whatever goes wrong with NATS ends [`Pipeline::run`] with an error, and running it
-//! again goes on at the checkpoint. There is no other way of recovering, so the one there
-//! is gets used every day.
+//! again continues from the checkpoint. That is the only way of recovering, so it gets
+//! used every day.
 
 mod ahead;
 pub mod batch;
@@ -75,14 +75,14 @@ const GRACE: Duration = Duration::from_secs(18);
 /// One stream and one kind of event, as they are configured.
 #[derive(Clone)]
 pub struct Lane {
-    /// As metrics, `/health` and the commands name it.
+    /// Its name in metrics, in `/health` and in the commands.
     pub name: &'static str,
     pub stream: StreamSpec,
     pub kind: Arc<dyn Kind>,
 }
 
 impl Lane {
-    /// What its log lines are within, which names it.
+    /// The span of its log lines, which names it.
     pub fn span(&self) -> Span {
         info_span!("pipeline", lane = self.name)
     }
@@ -122,7 +122,7 @@ pub struct Pipeline {
     settings: Settings,
     nats: Client,
     store: Store,
-    /// This instance's name in the checkpoint, unlike any other's.
+    /// This instance's name in the checkpoint, which no other instance has.
     owner: String,
     limits: watch::Receiver<Limits>,
     /// What this instance has written to the checkpoint, unless another one has
@@ -159,7 +159,7 @@ impl Pipeline {
         &self.lane
     }
 
-    /// With limits of batches that may change, instead of the configuration's.
+    /// With batch limits that may change, instead of the configuration's.
     pub fn with_limits(self, limits: watch::Receiver<Limits>) -> Self {
         Self { limits, ..self }
     }
@@ -188,7 +188,7 @@ impl Pipeline {
                 outcome = self.carry(lead, Until::Shutdown(shutdown.clone())) => outcome,
                 never = lag => match never {},
                 () = grace_over(shutdown) => {
-                    warn!("stopping with batches that ClickHouse did not take; they are recorded and go first at the next start");
+                    warn!("stopping with batches that ClickHouse did not take; they are recorded, and are sent first at the next start");
                     Ok(())
                 }
             }
@@ -206,7 +206,7 @@ impl Pipeline {
         outcome
     }
 
-    /// Runs the lane until `shutdown`, again whenever it is interrupted.
+    /// Runs the lane until `shutdown`, and again whenever it is interrupted.
     ///
     /// # Errors
     /// Those that are [final](PipelineError::is_final).
@@ -230,11 +230,11 @@ impl Pipeline {
             }
             progress.set_interrupted(&error);
             if started.elapsed() > retry::LONGEST_PAUSE {
-                // It had worked: this is another interruption, not the same one.
+                // It had been working: this is a new interruption, not the same one.
                 retry = Retry::new();
             }
             if retry.is_news(&error) {
-                warn!(%error, "interrupted, going on at the checkpoint");
+                warn!(%error, "interrupted, continuing from the checkpoint");
             }
             retry.pause().await;
         }
@@ -253,7 +253,7 @@ impl Pipeline {
     }
 
     /// Takes the checkpoint, even from an active instance, and stores what is in
-    /// flight. No other instance inserts until the checkpoint is handed over, or
+    /// flight. No other instance inserts until the checkpoint is handed over, or until
     /// nobody [keeps](crate::checkpoint::Checkpoint::keep_during) it any more.
     pub async fn settle(&mut self) -> Result<Lead, PipelineError> {
         let lead = self.take_over(true).await?;
@@ -263,8 +263,8 @@ impl Pipeline {
     }
 
     /// Reads the stream again from `first` up to where everything is stored, and
-    /// inserts what ClickHouse does not hold. Cut off half-way, whoever takes the
-    /// checkpoint over goes on with it.
+    /// inserts what ClickHouse does not hold. If this is cut off half-way, whoever
+    /// takes over the checkpoint continues it.
     pub async fn store_again(&mut self, lead: &Lead, first: u64) -> Result<(), PipelineError> {
         let stream = nats::open_stream(&lead.jetstream, &self.lane.stream).await?;
         let committed = lead.checkpoint.record().await.committed;
@@ -272,7 +272,7 @@ impl Pipeline {
             .change(|record| {
                 record.look_until = record.look_until.max(record.end().0);
                 record.cut_off(first.saturating_sub(1), 0);
-                // The tokens of before stand for rows that may be gone.
+                // The earlier tokens stand for rows that may be gone.
                 record.raise_generation(recover::now_seconds());
             })
             .await?;

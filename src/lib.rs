@@ -6,12 +6,12 @@
 //! | step | module |
 //! |---|---|
 //! | the stream and its messages | `nats` |
-//! | consume → batch → decode → encode → insert → commit → ack | `lane`, a file a step |
-//! | what is particular of an event: its tables, its rows | `kind` |
+//! | consume → batch → decode → encode → insert → commit → ack | `lane`, a file for each step |
+//! | what is particular to an event: its tables, its rows | `kind` |
 //! | who writes, up to where everything is stored | `checkpoint` |
 //! | blocks, schema, client | `clickhouse` |
 //!
-//! Around it: `config` (`analytics.yml`), `cli` (a file a command), `http` (health and
+//! Around it: `config` (`analytics.yml`), `cli` (a file for each command), `http` (health and
 //! `metrics`), [`pb`] (the wire contract), `retry` (waiting for a server, and saying so
 //! once), `versions` (of servers), `tls` (what is wrong with a certificate).
 //!

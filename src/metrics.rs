@@ -32,7 +32,7 @@ impl Books {
 
 impl Registry {
     /// # Errors
-    /// Here and below: when a name or a label is not one, or is there twice.
+    /// Here and below: when a name or a label is not a valid one, or is there twice.
     pub fn new() -> Result<Self> {
         let gauges = |name, help, label| {
             IntGaugeVec::new(Opts::new(format!("{PREFIX}{name}"), help), &[label])
@@ -78,7 +78,7 @@ impl Registry {
             let _open: Vec<_> = all.iter().map(Books::open).collect();
             self.registry.gather()
         };
-        // It fails for families without a metric only, and gather leaves them out.
+        // It fails only for families without a metric, and gather leaves them out.
         TextEncoder::new()
             .encode_to_string(&families)
             .unwrap_or_default()

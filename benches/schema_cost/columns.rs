@@ -1,9 +1,9 @@
 //! Each column alone: its type, codec and what else they could be.
 //!
-//! A table of one column, so that its CPU time can be told. Its values are the sample's,
-//! in the order in which the whole table has them, most of them the type's default where
-//! the column belongs to one type of event. What an insert and a merge of a column of
-//! zeros costs is taken off.
+//! A table of one column, so that its CPU time can be told apart. Its values are the
+//! sample's, in the order in which the whole table has them, most of them the type's
+//! default where the column belongs to one type of event. The cost of inserting and
+//! merging a column of zeros is subtracted.
 
 use analytics_server::internal::ClickHouse;
 use analytics_server::internal::native::Block;
@@ -21,7 +21,7 @@ struct Column {
     name: String,
     r#type: String,
     codec: String,
-    /// Of the column in the whole table, merged.
+    /// Bytes of the column in the whole table, merged.
     bytes: u64,
 }
 
@@ -30,7 +30,7 @@ struct Column {
 struct Kind {
     r#type: String,
     codec: String,
-    /// The type that the block has it in.
+    /// The type in which the block has it.
     sent: String,
 }
 
@@ -69,7 +69,7 @@ pub async fn run(args: &Args, engine: &Engine, blocks: &[Block]) -> anyhow::Resu
             continue;
         }
         let kinds = kinds(&column);
-        // An insert of zeros takes part in the turns.
+        // An insert of zeros takes its turn, too.
         let mut forms = vec![(form(&format!("{name}/zeros"), "z UInt8"), zeros.clone())];
         let mut sent: Vec<(String, Vec<Block>)> = Vec::new();
         for kind in &kinds {

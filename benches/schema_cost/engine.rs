@@ -16,7 +16,7 @@ use tempfile::TempDir;
 /// It takes seconds when the library is not in the page cache.
 const START: Duration = Duration::from_secs(60);
 
-/// In which /proc counts CPU time: 100 a second on every Linux.
+/// The unit in which /proc counts CPU time: 100 ticks per second on every Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 pub struct Engine {
@@ -57,7 +57,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// A database that nobody has used, not created yet.
+    /// A database that nobody has used and that is not created yet.
     pub fn fresh_database(&self) -> ClickHouse {
         let number = self.databases.fetch_add(1, Ordering::Relaxed);
         self.clickhouse(&format!("cost_{number}"))
@@ -95,10 +95,10 @@ impl Engine {
         Ok(insert.end().await?)
     }
 
-    /// CPU-seconds that the process has used, threads that have ended included.
+    /// CPU-seconds that the process has used, including threads that have ended.
     pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // Behind the name in brackets, which may hold spaces: user time is the twelfth.
+        // After the name in brackets, which may hold spaces: user time is the twelfth.
         let (_, fields) = stat.rsplit_once(") ").context("no fields")?;
         let mut ticks = fields.split(' ').skip(11).map(str::parse::<f64>);
         let (user, system) = (ticks.next(), ticks.next());
@@ -109,7 +109,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // Nothing of it is needed any more.
+        // None of it is needed any more.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

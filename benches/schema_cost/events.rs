@@ -15,10 +15,10 @@ use super::Args;
 
 const STREAM: &str = "ANALYTICS 2026-01-01T00:00:00Z";
 const DAY: u64 = 86_400;
-/// Events a second: 50,000 rows fill a batch in two and a half.
+/// Events per second: 50,000 rows fill a batch in two and a half seconds.
 const RATE: f64 = 20_000.0;
 
-/// All of yesterday: one partition in every table, and no row expires.
+/// All from yesterday: one partition in every table, and no row expires.
 pub fn blocks(args: &Args) -> Vec<Block> {
     let today = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -72,8 +72,8 @@ pub fn blocks(args: &Args) -> Vec<Block> {
     blocks
 }
 
-/// The sample's populations have the same users, and few addresses and user agents:
-/// as many different values as there would be decide between types.
+/// The sample's populations have the same users, and few addresses and user agents, but
+/// which type is better depends on having as many different values as there would be.
 fn spread(context: &mut EventContext, population: usize, args: &Args) {
     if let Ok(user) = context.user_id.parse::<usize>() {
         context.user_id = (user + 1_000 * population).to_string();

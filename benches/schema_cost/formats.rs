@@ -1,4 +1,5 @@
-//! The daemon's blocks against the same rows as RowBinary, into the same table.
+//! The daemon's blocks compared with the same rows as RowBinary, inserted into the same
+//! table.
 
 use analytics_server::internal::native::Block;
 use bytes::BytesMut;

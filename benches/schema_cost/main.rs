@@ -3,9 +3,9 @@
 //! Starts the embedded engine on an empty directory and gives it the blocks that the
 //! daemon would send. Each form of a column, of the table and of the views is a database
 //! of its own: CPU-seconds of the engine's process while it inserts, with merges stopped,
-//! then while it merges everything into one part a partition, and the bytes on disk that
-//! are left. The forms take turns, and what is printed is the lowest of the rounds: other
-//! programs can only add to a figure.
+//! then while it merges everything into one part per partition, and the bytes on disk
+//! that are left. The forms take turns, and what is printed is the lowest of the rounds:
+//! other programs can only add to a figure.
 
 mod columns;
 mod engine;
@@ -21,7 +21,7 @@ use clap::Parser;
 use engine::Engine;
 use measure::Form;
 
-/// Measure what the schema costs ClickHouse, in CPU-seconds per million rows and bytes a row
+/// Measure what the schema costs ClickHouse, in CPU-seconds per million rows and bytes per row
 #[derive(Debug, Parser)]
 pub struct Args {
     /// What to measure, as parts of names: `columns`, `columns/user_agent`, `table/no index`,

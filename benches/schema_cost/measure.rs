@@ -16,16 +16,17 @@ pub const RETENTION_DAYS: u16 = 90;
 pub struct Form {
     pub name: String,
     pub schema: Schema,
-    /// In which its blocks are: `Native` as the daemon sends it, or another one of ClickHouse's.
+    /// The format of its blocks: `Native` as the daemon sends it, or another one of
+    /// ClickHouse's.
     pub format: &'static str,
-    /// Settings of the insert beside the daemon's: `a = 1, b = 2`.
+    /// Settings of the insert in addition to the daemon's: `a = 1, b = 2`.
     pub insert_settings: &'static str,
     /// Whether the table can be asked [`QUESTIONS`].
     pub is_asked: bool,
 }
 
 impl Form {
-    /// As the daemon sends its rows, and not asked anything.
+    /// A form that gets its rows as the daemon sends them, and is asked nothing.
     pub fn new(name: String, schema: Schema) -> Self {
         Self {
             name,
@@ -47,7 +48,7 @@ pub enum Schema {
 #[derive(Clone)]
 pub enum Change {
     Statement(String),
-    /// Makes the table again from what becomes of its CREATE statement.
+    /// Creates the table again from what becomes of its CREATE statement.
     Create(&'static str, fn(&str) -> String),
 }
 
@@ -122,7 +123,7 @@ pub async fn against_the_first(
     Ok([first.clone()].into_iter().chain(others).collect())
 }
 
-/// Of each figure the lowest: other programs can only add to it.
+/// The lowest of each figure: other programs can only add to it.
 fn lowest(costs: &[Cost]) -> Cost {
     let of = |value: fn(&Cost) -> f64| costs.iter().map(value).fold(f64::INFINITY, f64::min);
     Cost {
@@ -287,7 +288,7 @@ async fn set_up(clickhouse: &ClickHouse, schema: &Schema) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// What analysts ask the whole table, and what the daemon does: by type and time, by
+/// What analysts ask of the whole table, and what the daemon asks: by type and time, by
 /// user, by sequence, sessions of clients, user agents.
 const QUESTIONS: [&str; 6] = [
     "SELECT toStartOfSecond(server_ts) AS at, count(), sum(message_size) FROM analytics_events

@@ -12,13 +12,13 @@ pub struct ColumnRow {
     pub column: String,
     pub form: String,
     pub is_present: bool,
-    /// Without the control's.
+    /// Without the control's cost.
     pub cost: Cost,
-    /// Of the column as it is, in the whole table.
+    /// Bytes of the column as it is, in the whole table.
     pub bytes_in_table: f64,
 }
 
-/// What the figures below are of.
+/// What the figures below are about.
 pub async fn setup(args: &Args, engine: &Engine, blocks: &[Block]) -> anyhow::Result<()> {
     let bytes: usize = blocks.iter().map(|block| block.bytes.len()).sum();
     let rows: usize = blocks.iter().map(|block| block.rows).sum();
@@ -39,10 +39,10 @@ pub fn differences(title: &str, forms: &[Form], costs: &[Cost]) {
     let Some(first) = costs.first() else { return };
     type Value = fn(&Cost) -> f64;
     let mut columns: Vec<(&str, Value)> = vec![
-        ("insert, CPU s a million", |cost| cost.insert),
-        ("merge, CPU s a million", |cost| cost.merge),
-        ("bytes a row", |cost| cost.bytes),
-        ("parts an insert", |cost| cost.parts),
+        ("insert, CPU s per million", |cost| cost.insert),
+        ("merge, CPU s per million", |cost| cost.merge),
+        ("bytes per row", |cost| cost.bytes),
+        ("parts per insert", |cost| cost.parts),
     ];
     if forms.iter().all(|form| form.is_asked) {
         columns.push(("questions, CPU s", |cost| cost.fresh_questions));
@@ -66,7 +66,8 @@ pub fn differences(title: &str, forms: &[Form], costs: &[Cost]) {
     println!();
 }
 
-/// Which forms of the views answer as the views together do, each view's form by itself.
+/// Which forms of the views give the same answers as the views together, each view's form
+/// by itself.
 pub fn answers(forms: &[Form], costs: &[Cost]) {
     for (form, cost) in forms.iter().zip(costs) {
         println!("{}: answers {:016x}", form.name, cost.answers);
@@ -77,7 +78,7 @@ pub fn answers(forms: &[Form], costs: &[Cost]) {
 /// Each column's forms, then the sums by the form that the columns have.
 pub fn columns(rows: &[ColumnRow]) {
     println!(
-        "| column | form | insert, CPU s a million | merge, CPU s a million | bytes a row | in the table |"
+        "| column | form | insert, CPU s per million | merge, CPU s per million | bytes per row | in the table |"
     );
     println!("|---|---|---|---|---|---|");
     for row in rows {
@@ -90,7 +91,7 @@ pub fn columns(rows: &[ColumnRow]) {
             row.column, row.form, row.cost.insert, row.cost.merge, row.cost.bytes
         );
     }
-    println!("\n| columns | form | insert | merge | bytes a row |\n|---|---|---|---|---|");
+    println!("\n| columns | form | insert | merge | bytes per row |\n|---|---|---|---|---|");
     let present: BTreeMap<&str, &str> = rows
         .iter()
         .filter(|row| row.is_present)

@@ -1,4 +1,4 @@
-//! Where the record stands: a key in a JetStream KV bucket.
+//! Where the record is kept: a key in a JetStream KV bucket.
 
 use async_nats::jetstream;
 use async_nats::jetstream::kv::{self, CreateErrorKind, Entry, Operation, Store, UpdateErrorKind};
@@ -14,8 +14,8 @@ pub fn key(stream: &str, consumer: &str) -> String {
     format!("{stream}.{consumer}")
 }
 
-/// Opens the bucket, and makes it when it is missing: on disk, and with as many
-/// copies as the stream that it speaks of.
+/// Opens the bucket, and creates it when it is missing: on disk, and with as many
+/// copies as the stream that it is about.
 pub async fn open(
     jetstream: &jetstream::Context,
     num_replicas: usize,
@@ -28,7 +28,8 @@ pub async fn open(
         bucket: NAME.to_owned(),
         description: "What analytics-server has stored, by stream and consumer".to_owned(),
         history: 1,
-        // Whatever the stream's: without it, all is compared with ClickHouse.
+        // Whatever the stream's storage is: without this record, everything is compared
+        // with ClickHouse.
         storage: StorageType::File,
         num_replicas,
         ..Default::default()
@@ -78,7 +79,7 @@ pub async fn identity(
     Ok(known.unwrap_or(current))
 }
 
-/// The bucket as the stream that it is; `None` where it is missing.
+/// The bucket's underlying stream; `None` where it is missing.
 async fn find(jetstream: &jetstream::Context) -> Result<Option<Stream>, CheckpointError> {
     nats::find_stream(jetstream, &format!("KV_{NAME}"))
         .await
@@ -90,7 +91,7 @@ pub async fn exists(jetstream: &jetstream::Context) -> Result<bool, CheckpointEr
 }
 
 /// Takes the record of a stream and a consumer out without a trace, for a stream that
-/// was made to be deleted.
+/// was created to be deleted.
 pub async fn forget(
     jetstream: &jetstream::Context,
     stream: &str,
@@ -106,7 +107,7 @@ pub async fn forget(
     Ok(())
 }
 
-/// Deletes the bucket, unless something stands in it.
+/// Deletes the bucket, unless there is something in it.
 pub async fn delete_empty(jetstream: &jetstream::Context) -> Result<(), CheckpointError> {
     match find(jetstream).await? {
         Some(bucket) if bucket.cached_info().state.messages == 0 => {
@@ -150,7 +151,7 @@ pub async fn write(
     record: &Record,
     expected: Option<u64>,
 ) -> Result<Result<u64, Conflict>, CheckpointError> {
-    // Strings and numbers cannot fail to become JSON.
+    // Strings and numbers can always be written as JSON.
     let value = serde_json::to_vec(record).unwrap_or_default().into();
     let unavailable = |error: String| Err(CheckpointError::Unavailable(error));
     match expected {

@@ -1,4 +1,4 @@
-//! What the checkpoint says. Pure: how it is written stands beside it.
+//! What the checkpoint says. Pure: how it is written is elsewhere.
 
 use serde::{Deserialize, Serialize};
 
@@ -63,7 +63,8 @@ pub struct Incarnation {
     /// whose rows it lost, from the table or from a view alone.
     #[serde(default, rename = "clickhouse")]
     pub process: String,
-    /// The tables that an insert reaches, by their uuids. Others know no token of these.
+    /// The tables that an insert reaches, by their uuids. Other tables know none of their
+    /// tokens.
     #[serde(default)]
     pub tables: String,
 }
@@ -73,10 +74,10 @@ pub struct Incarnation {
 pub struct InFlight {
     #[serde(flatten)]
     pub range: Range,
-    /// Is part of its tokens.
+    /// It is part of the range's tokens.
     #[serde(default)]
     pub generation: u32,
-    /// The ClickHouse of when it was recorded: it has been sent to no earlier one.
+    /// The ClickHouse at the time when it was recorded: it has been sent to no earlier one.
     #[serde(flatten)]
     pub incarnation: Incarnation,
     /// In the order in which they are inserted. Empty: the range as a whole,
@@ -111,26 +112,28 @@ impl InFlight {
         }
     }
 
-    /// Whether a view may hold something else of the range than the table does, once the
-    /// table has all of it: `process` is the ClickHouse process that answered last.
+    /// Whether what a view holds of the range may differ from what the table holds,
+    /// once the table has all of it: `process` is the ClickHouse process that answered
+    /// last.
     pub fn may_be_miscounted(&self, history: History, process: &str) -> bool {
         history.looked_for || (history.repeated && self.incarnation.process != process)
     }
 }
 
-/// What is known of how a range got into ClickHouse.
+/// What is known about how a range got into ClickHouse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct History {
-    /// Something of it was sent more than once, or may have been.
+    /// Some of it was sent more than once, or may have been.
     pub repeated: bool,
     /// It was looked for before it was sent, since it may have been there under a token
-    /// that nobody knows any more, or something of it was found.
+    /// that nobody knows any more, or some of it was found.
     pub looked_for: bool,
 }
 
 impl History {
-    /// Of a range before this instance sends anything of it. What stands under another
-    /// attempt was looked for by the writer before, and perhaps not found.
+    /// The history of a range before this instance sends any of it. What is recorded
+    /// under another attempt was looked for by the previous writer, and perhaps not
+    /// found.
     pub fn of(in_flight: &InFlight, recovered: bool) -> Self {
         Self {
             repeated: recovered,
@@ -139,15 +142,15 @@ impl History {
     }
 }
 
-/// What stands in the bucket, as JSON.
+/// What is in the bucket, as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The instance that writes; empty when it has handed over.
     pub owner: String,
-    /// The stream's creation time: sequences of a re-created stream are others.
+    /// The stream's creation time: the sequences of a re-created stream are different ones.
     pub stream_created: String,
-    /// Of ranges to come. Raised when something was stored that the record does
-    /// not know of, so that no token of before is met again.
+    /// That of ranges to come. It is raised when something was stored that the record
+    /// does not know of, so that no earlier token is used again.
     pub generation: u32,
     /// Everything up to this stream sequence is stored.
     pub committed: u64,
@@ -162,10 +165,10 @@ pub struct Record {
     pub incarnation: Incarnation,
     /// Some of what was committed before, each a sequence and when its message was
     /// stored: the further back, the fewer. Where the stream has lost its tail, the last
-    /// of them that is still in it says up to where all is as it was.
+    /// of them that is still in it says up to where everything is as it was.
     #[serde(default)]
     pub landmarks: Vec<(u64, i64)>,
-    /// Up to this sequence ClickHouse may hold what `committed` does not speak of, since the
+    /// Up to this sequence ClickHouse may hold what `committed` does not cover, since the
     /// record went back: ranges to come are looked for before they are sent.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub look_until: u64,
@@ -208,7 +211,7 @@ impl Record {
     }
 
     /// The identity under which the messages of `stream` are stored, `None` where the
-    /// record is of another stream of that name.
+    /// record is about another stream of that name.
     pub fn identity_of(&self, stream: &StreamId) -> Option<StreamId> {
         let is_known = [&self.stream_created, &self.restored].contains(&&stream.created);
         is_known.then(|| StreamId {
@@ -217,7 +220,7 @@ impl Record {
         })
     }
 
-    /// The last sequence that the record speaks of, and when it was stored.
+    /// The last sequence that the record covers, and when it was stored.
     pub fn end(&self) -> (u64, i64) {
         let in_flight = self.in_flight.last().map(|last| &last.range);
         in_flight.map_or((self.committed, self.committed_stored_at), |range| {
@@ -225,7 +228,7 @@ impl Record {
         })
     }
 
-    /// Adds a range that is about to be inserted, or finds it where it stands.
+    /// Adds a range that is about to be inserted, or finds it if it is already there.
     /// The flag says that it was found: it may have been inserted before.
     pub fn begin(&mut self, range: &Range, parts: Vec<Part>) -> (InFlight, bool) {
         let found = self.in_flight.iter().find(|other| other.range == *range);
@@ -243,7 +246,7 @@ impl Record {
     }
 
     /// Writes down how a range is inserted from now on. Where the tables turned out to be
-    /// others, ranges to come go into these, too.
+    /// different ones, ranges to come go into these, too.
     pub fn change(&mut self, changed: &InFlight) {
         let mut in_flight = self.in_flight.iter_mut();
         let Some(in_flight) = in_flight.find(|other| other.range == changed.range) else {
@@ -256,10 +259,10 @@ impl Record {
         in_flight.clone_from(changed);
     }
 
-    /// A day of a view is about to be swapped in that was built a moment ago. An instance
-    /// that was replaced may have inserted one of these ranges in between, as far as its
-    /// last insert came late: its rows are not in that day, and the view knows the token.
-    /// So each of them is counted once more when it is stored.
+    /// A day of a view that was built a moment ago is about to be swapped in. An instance
+    /// that was replaced may have inserted one of these ranges in between, if its last
+    /// insert came late: its rows are not in that day, and the view knows the token. So
+    /// each of them is counted once more when it is stored.
     pub fn recount_in_flight(&mut self) {
         for in_flight in &mut self.in_flight {
             in_flight.incarnation.process.clear();
@@ -286,7 +289,7 @@ impl Record {
         self.thin_out_landmarks();
     }
 
-    /// Leaves landmarks whose distances from the last one grow, so that there are some
+    /// Leaves landmarks whose distances from the last one grow, so that there are a few
     /// dozen of them however long the stream is.
     fn thin_out_landmarks(&mut self) {
         let mut index = self.landmarks.len().saturating_sub(2);
@@ -313,7 +316,7 @@ impl Record {
 
     /// Forgets everything after the sequence `last`, whose message was stored at
     /// `stored_at`, or 0 where that is not known: the stream may give those sequences to
-    /// other messages, or what they stand for is to be read again.
+    /// other messages, or they are to be read again.
     pub fn cut_off(&mut self, last: u64, stored_at: i64) {
         if self.committed > last {
             self.committed = last;
@@ -323,7 +326,7 @@ impl Record {
         self.landmarks.retain(|(sequence, _)| *sequence <= last);
     }
 
-    /// No token of before may be met again.
+    /// No earlier token may be used again.
     pub fn raise_generation(&mut self, now_seconds: u32) {
         // The time rather than one more: a lost record does not say how high it was.
         self.generation = now_seconds.max(self.generation + 1);

@@ -44,7 +44,7 @@ fn ranges(record: &Record) -> Vec<Range> {
 #[test]
 fn a_range_is_recorded_once_and_retired_in_order() {
     let mut record = record(5, &[range(6, 9)]);
-    // A recovered range stands there already, and may have been inserted.
+    // A recovered range is there already, and may have been inserted.
     assert!(record.begin(&range(6, 9), Vec::new()).1);
     assert!(!record.begin(&range(10, 12), Vec::new()).1);
     record.retire(&range(6, 9));
@@ -63,7 +63,7 @@ fn a_recovered_range_is_inserted_as_it_was_recorded_last() {
     record.raise_generation(7);
     let (found, recovered) = record.begin(&range(6, 9), Vec::new());
     assert_eq!((found.parts, recovered), (vec![part(8, 9)], true));
-    // Its tokens are those that it was sent under.
+    // Its tokens are those under which it was sent.
     assert_eq!(found.generation, 0);
     assert_eq!(record.begin(&range(10, 10), Vec::new()).0.generation, 7);
 }
@@ -148,7 +148,7 @@ fn a_range_is_recounted_where_its_clickhouse_or_its_tables_may_not_be_the_same()
     ] {
         assert_eq!(range.may_be_miscounted(history, process), is_suspect);
     }
-    // After a swap each of them is.
+    // After a swap, each of them is.
     record.recount_in_flight();
     for range in &record.in_flight {
         assert!(range.may_be_miscounted(history(true, false), "two"));

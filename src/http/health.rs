@@ -1,4 +1,4 @@
-//! What the daemon says of its own health.
+//! What the daemon says about its own health.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -17,15 +17,15 @@ use crate::lane::Progress;
 use crate::lane::metrics::{Lag, Role};
 use crate::metrics::Registry;
 
-/// How long a question about health may wait for ClickHouse.
+/// How long a health check may wait for ClickHouse.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long the daemon's main task may show nothing. It never works for longer without
-/// waiting for something.
+/// How long the daemon's main task may show no sign of life. It never works for longer
+/// without waiting for something.
 const STUCK: Duration = Duration::from_secs(30);
 
-/// What `/health` answers. Of NATS, ClickHouse, the schema and each lane's pipeline it says
-/// `ok`, or what is wrong.
+/// What `/health` answers. For NATS, ClickHouse, the schema and each lane's pipeline, it
+/// says `ok` or what is wrong.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct HealthReport {
     pub status: Status,
@@ -44,7 +44,7 @@ pub struct LaneReport {
     /// `None` at the start, and while the lane is interrupted.
     pub role: Option<Role>,
     pub pipeline: String,
-    /// As the active instance has seen it last.
+    /// As the active instance last saw it.
     pub lag: Option<Lag>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub last_insert: Option<OffsetDateTime>,
@@ -56,8 +56,8 @@ pub struct LaneReport {
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     Healthy,
-    /// ClickHouse is away or does not take what it is sent, or a lane does not run or starts
-    /// again and again: the stream holds the events.
+    /// ClickHouse is away or does not accept what it is sent, or a lane does not run or
+    /// starts again and again: the stream holds the events.
     Degraded,
     /// NATS is away, or no lane runs.
     Unhealthy,
@@ -89,7 +89,7 @@ pub struct Events {
     pub expired: u64,
 }
 
-/// What the endpoints tell.
+/// What the endpoints report.
 pub struct Health {
     nats: OnceLock<Client>,
     clickhouse: ClickHouse,
@@ -102,7 +102,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// Of a daemon with these lanes, whose figures the registry shows.
+    /// For a daemon with these lanes, whose figures the registry shows.
     pub fn new(
         clickhouse: ClickHouse,
         registry: Registry,
@@ -130,7 +130,7 @@ impl Health {
         *self.schema.lock().unwrap_or_else(PoisonError::into_inner) = schema;
     }
 
-    /// Shows that the daemon's main task goes on.
+    /// Shows that the daemon's main task is still running.
     pub fn beat(&self) {
         *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
@@ -151,8 +151,8 @@ impl Health {
         }
     }
 
-    /// Whether the daemon's loop goes on. What it waits for does not matter: a restart
-    /// would not bring it.
+    /// Whether the daemon's loop is still running. What it waits for does not matter: a
+    /// restart would not bring it.
     pub fn is_alive(&self) -> Result<(), &'static str> {
         let beat = *self.beat.lock().unwrap_or_else(PoisonError::into_inner);
         match beat.elapsed() < STUCK {

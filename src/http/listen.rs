@@ -1,8 +1,8 @@
 //! Accepting and serving HTTP connections.
 //!
-//! There is no login, so that anybody may open connections who can reach the port.
-//! Whoever opens many and says nothing must neither take the file descriptors that the
-//! pipeline needs nor keep a probe out.
+//! There is no login, so anybody who can reach the port may open connections. Whoever
+//! opens many and says nothing must neither take the file descriptors that the pipeline
+//! needs nor keep a probe out.
 
 use std::io;
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use tracing::{debug, warn};
 
 /// Connections that a listener has open at a time: more than probes, scrapes and people
 /// with `status` need, and a fraction of the 1,024 file descriptors that a process may
-/// have where nobody raised that.
+/// have where nobody has raised the limit.
 const MOST_CONNECTIONS: usize = 64;
 
 /// How long a client may take for the head of its request, the first or the next one.
-/// It is a packet, which arrives within this time also when it was lost twice.
+/// It is a single packet, which arrives within this time even when it was lost twice.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long to wait when no connection can be accepted. Out of file descriptors, the next
@@ -34,14 +34,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// A connection, which is closed when this is dropped.
 struct Open {
     task: AbortOnDropHandle<()>,
-    /// A request was read whose answer is not ready yet.
+    /// A request has been read whose answer is not ready yet.
     is_answering: Arc<AtomicBool>,
 }
 
 /// Serves until it is dropped.
 ///
 /// When all connections are taken, a new one takes the place of the oldest that has no
-/// request to be answered: a new client says at once what it wants, others may never do.
+/// request to be answered: a new client says at once what it wants, and the others may
+/// never do so.
 pub async fn serve(listener: TcpListener, router: Router) {
     serve_within(HEAD_TIMEOUT, listener, router).await;
 }
@@ -103,7 +104,8 @@ async fn accept(listener: &TcpListener) -> TcpStream {
             Ok((connection, _)) => return connection,
             Err(error) => error,
         };
-        // One that its client has given up already says nothing about the next.
+        // A connection that its client has already given up says nothing about the next
+        // one.
         if matches!(
             error.kind(),
             io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset

@@ -221,7 +221,7 @@ const DAY: i64 = 24 * 60 * MINUTE;
 /// must not spread one insert over many partitions.
 fn server_ts(sent: i64, received_at: Millis) -> Millis {
     let believable = received_at.0 - 30 * DAY..=received_at.0 + 5 * MINUTE;
-    // 0 is "not set", also in a stream whose messages are from 1970.
+    // 0 is "not set", even in a stream whose messages are from 1970.
     if sent != 0 && believable.contains(&sent) {
         Millis(sent)
     } else {

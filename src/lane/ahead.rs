@@ -38,7 +38,7 @@ impl Ahead {
         }
     }
 
-    /// The stream's identity, as it stands in rows.
+    /// The stream's identity, as rows have it.
     pub fn stream(&self) -> &str {
         self.encoder.stream()
     }

@@ -1,7 +1,7 @@
 //! Cutting the stream into batches. Pure: time is an argument.
 //!
-//! A batch is a contiguous run of stream sequences. Where it is cut is free, but
-//! for a batch that may have been inserted before: that one must be cut exactly
+//! A batch is a contiguous run of stream sequences. Where it is cut does not matter,
+//! except for a batch that may have been inserted before: that one must be cut exactly
 //! where it was, or its token would stand for other rows.
 
 use std::collections::VecDeque;
@@ -18,7 +18,7 @@ use crate::nats::Message;
 #[derive(Debug)]
 pub struct Batch {
     pub range: Range,
-    /// Those that no [chunk](Cut::Chunk) had before.
+    /// Those that were in no [chunk](Cut::Chunk).
     pub messages: Vec<Message>,
     /// What completed it.
     pub flush: Flush,
@@ -73,7 +73,7 @@ pub enum Cut {
 /// What completes a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flush {
-    /// It has as many rows as one may have.
+    /// It has as many rows as a batch may have.
     Rows,
     /// Or as many bytes.
     Bytes,
@@ -110,7 +110,7 @@ impl Flush {
 pub struct Limits {
     pub rows: usize,
     pub bytes: usize,
-    /// Age of the batch's first message here.
+    /// How long the batch's first message may wait here.
     pub interval: Duration,
 }
 
@@ -124,17 +124,17 @@ impl Limits {
     }
 }
 
-/// Rows that are decoded ahead at a time, and bytes of messages: as many as the
-/// processor's cache holds, so that they are still there from when they arrived.
+/// Rows, and bytes of messages, that are decoded ahead at a time: as many as the
+/// processor's cache holds, so that they are still in it from when they arrived.
 const CHUNK: (usize, usize) = (1_000, 1024 * 1024);
 
-/// Of a full batch, where that is less.
+/// Chunks of a full batch, where that makes them smaller.
 const CHUNKS: usize = 4;
 
-/// Rows that are held decoded at a time of a message that alone has more, and their
-/// bytes, subject and headers with each row. A row takes half a kilobyte in the daemon,
-/// however small its event, so that a piece is some 30 MB at the most. More rows would
-/// make an insert hardly cheaper: this is the default of `batch_size`.
+/// Rows that are held decoded at a time, of a message that has more by itself, and
+/// their bytes, with subject and headers counted for each row. A row takes half a
+/// kilobyte in the daemon, however small its event, so a piece is some 30 MB at most.
+/// More rows would hardly make an insert cheaper: this is the default of `batch_size`.
 pub const PIECE: (usize, usize) = (50_000, 16 * 1024 * 1024);
 
 /// Whether a message is stored in pieces.
@@ -180,7 +180,7 @@ impl Open {
         }
     }
 
-    /// The messages that no chunk had before, once there are enough of them.
+    /// The messages that were in no chunk yet, once there are enough of them.
     fn chunk(&mut self, limits: Limits) -> Option<Vec<Message>> {
         let batch = &mut self.batch;
         let (rows, bytes) = self.in_chunks;
@@ -202,14 +202,13 @@ impl Batcher {
         }
     }
 
-    /// From now on; the open batch keeps the time at which it is due.
+    /// They apply from now on; the open batch keeps the time at which it is due.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }
 
-    /// Adds a message, which becomes as many rows as said; returns what this cuts, mostly
-    /// nothing. A batch has more rows than the limit, or more bytes, where a single message
-    /// has.
+    /// Adds a message, which becomes `rows` rows; returns what this cuts, mostly nothing. A
+    /// batch has more rows or bytes than the limit only where a single message has.
     #[must_use = "messages that are dropped are lost"]
     pub fn push(&mut self, message: Message, rows: usize, now: Instant) -> Vec<Cut> {
         let mut cuts = Vec::new();
@@ -278,7 +277,7 @@ impl Batcher {
         Some(Cut::End(batch))
     }
 
-    /// Whether every recorded range was cut again.
+    /// Whether every recorded range has been cut again.
     pub fn is_recovered(&self) -> bool {
         self.recorded.is_empty()
     }
@@ -296,8 +295,8 @@ impl Batcher {
             .get_or_insert_with(|| Open::new(recorded[0].clone(), now))
     }
 
-    /// Of a recorded range there are no chunks: a message that follows may be too large to
-    /// be decoded as a whole.
+    /// A recorded range has no chunks: a message that follows may be too large to be
+    /// decoded as a whole.
     fn close_recorded(&mut self) -> Option<Cut> {
         let range = self.recorded.pop_front()?;
         let open = self.open.take().map(|open| open.batch);

@@ -1,8 +1,8 @@
 //! When messages are fetched one by one.
 //!
 //! A message that the client library cannot take breaks its connection, each time it is
-//! sent. It shows as runs in a row that end with an error and have stored nothing of what
-//! waits in the stream.
+//! sent. It shows as runs, one after another, that end with an error and have stored
+//! nothing of what is waiting in the stream.
 
 use tracing::warn;
 
@@ -16,13 +16,13 @@ const FRUITLESS: u32 = 3;
 pub struct Careful {
     /// What was committed at the start of the last run.
     last_committed: Option<u64>,
-    /// Runs in a row that have stored nothing of what waited.
+    /// Successive runs that have stored nothing of what was waiting.
     fruitless: u32,
 }
 
 impl Careful {
-    /// Up to where the run that begins has to fetch messages one by one: past the next ones,
-    /// where nothing of them was stored for some runs; otherwise not at all.
+    /// Up to where the run that is starting has to fetch messages one by one: past the next
+    /// ones, if none of them was stored for some runs; otherwise not at all.
     pub fn until(&mut self, record: &Record, last_sequence: u64) -> u64 {
         let committed = record.committed;
         let stood_still = self.last_committed.replace(committed) == Some(committed);
@@ -43,8 +43,8 @@ impl Careful {
         recorded.unwrap_or(committed + 1)
     }
 
-    /// Another instance has been active: what it has stored says nothing of the runs of this
-    /// one.
+    /// Another instance has been active: what it has stored says nothing about the runs of
+    /// this one.
     pub fn forget(&mut self) {
         self.last_committed = None;
     }

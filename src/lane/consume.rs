@@ -28,8 +28,8 @@ use metadata::Metadata;
 
 pub use durable::{Durable, create};
 
-/// Messages asked for at a time. A few times as many can be on their way, which
-/// must be less than what a subscription holds (65,536), or some would be dropped.
+/// Messages asked for at a time. A few times as many can be in transit, which must be
+/// less than what a subscription holds (65,536), or some would be dropped.
 const PULL_MESSAGES: usize = 5_000;
 
 /// Bytes asked for at a time, unless one message can be larger.
@@ -78,7 +78,7 @@ pub struct Consumer {
 
 /// How far the reading has come; each phase follows the one before it.
 enum Phase {
-    /// Where the reading starts is to be compared with where the stream does.
+    /// Where the reading starts has yet to be compared with where the stream does.
     New {
         careful_until: u64,
     },
@@ -86,7 +86,7 @@ enum Phase {
     Careful {
         until: u64,
     },
-    /// The consumer is to be put in place.
+    /// The consumer has yet to be put in place.
     Ready,
     Pulling(Box<Messages>),
 }
@@ -176,20 +176,22 @@ impl Consumer {
     }
 
     /// From now on, what the stream has dropped before it was read is kept until
-    /// [`take_gaps`](Self::take_gaps) is asked.
+    /// [`take_gaps`](Self::take_gaps) is called.
     pub fn gather_gaps(&mut self) {
         self.gaps.gather();
     }
 
     /// What the stream has dropped before it was read, in stream order, since this was
-    /// asked last.
+    /// last called.
     ///
-    /// The first of them is held against the stream. That the sequences which a consumer
-    /// passes over are gone would not be true with messages on a subject that the stream
-    /// has or had beside those of its configuration: these are never told of.
+    /// The first of them is compared with the stream. Sequences that a consumer passes
+    /// over need not be gone where there are messages on a subject that the stream has
+    /// or had in addition to those of its configuration: such messages are never
+    /// reported.
     ///
     /// # Errors
-    /// Also when the stream still has a message that the consumer passed over, each time.
+    /// Also, every time, when the stream still has a message that the consumer passed
+    /// over.
     pub async fn take_gaps(&mut self) -> Result<Vec<RangeInclusive<u64>>, ConsumeError> {
         let Some(gap) = self.gaps.first() else {
             return Ok(Vec::new());
@@ -207,7 +209,7 @@ impl Consumer {
         Ok(Vec::new())
     }
 
-    /// Goes on to this sequence, past what the stream has dropped before it.
+    /// Moves on to this sequence, past what the stream has dropped before it.
     fn pass_on_to(&mut self, sequence: u64) {
         self.gaps.passed_over(self.last, sequence);
         self.last = sequence;
@@ -296,7 +298,8 @@ impl Consumer {
         }
     }
 
-    /// Whether the stream starts behind where the reading does. Then it goes on there.
+    /// Whether the stream starts after where the reading does. If so, the reading moves
+    /// on to there.
     async fn look_for_start(&mut self) -> Result<bool, ConsumeError> {
         let first = self.state().await?.first_sequence;
         if self.last == 0 || first <= self.last + 1 {
@@ -307,8 +310,8 @@ impl Consumer {
         Ok(true)
     }
 
-    /// Whether the stream had messages after the last one and has none. Then they are
-    /// passed over.
+    /// Whether the stream had messages after the last one and has none now. If so, they
+    /// are passed over.
     async fn look_for_dropped_end(&mut self) -> Result<bool, ConsumeError> {
         if !self.gaps.are_wanted() {
             return Ok(false);
@@ -336,10 +339,10 @@ impl Consumer {
             .map_err(|error| self.interrupted(error))
     }
 
-    /// Puts the consumer at `last + 1`; returns how many messages wait there, too.
+    /// Puts the consumer at `last + 1`; also returns how many messages wait there.
     ///
-    /// It is deleted and made again: attaching to it as it is would go on *after*
-    /// what it has sent and nobody acknowledged.
+    /// It is deleted and created again: attaching to it as it is would continue *after*
+    /// what it has sent and nobody has acknowledged.
     async fn put_in_place(&self) -> Result<(Messages, u64), ConsumeError> {
         let name = &self.durable.name;
         let failed = |error: String| ConsumeError::Consumer {

@@ -14,8 +14,8 @@ use crate::kind::{Contents, Kind, Writer};
 use crate::nats::Message;
 
 /// Hands over each event of a message as it was sent, from the one with the index `first`
-/// on, until `take` breaks off. A message that cannot be read is one letter. A batch
-/// message without events is nothing.
+/// on, until `take` breaks. A message that cannot be read is one letter. A batch message
+/// without events gives nothing.
 pub fn each_source<B>(
     kind: &dyn Kind,
     message: &Message,
@@ -54,7 +54,7 @@ pub struct Run {
     pub days: BTreeSet<Date>,
 }
 
-/// A run while it is decoded.
+/// A run while it is being decoded.
 pub struct Decoding<'a> {
     writer: Box<dyn Writer + 'a>,
     run: Run,
@@ -97,7 +97,7 @@ impl<'a> Decoding<'a> {
     }
 }
 
-/// One line an event. Never the payload: it holds what users wrote.
+/// One line per event. Never the payload: it holds what users wrote.
 fn log(message: &Message, fate: &Result<Event, DeadLetter>) {
     let (subject, sequence, size) = (
         message.subject.as_str(),

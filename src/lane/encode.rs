@@ -1,6 +1,6 @@
 //! From a batch of messages to the block that inserts it. Pure.
 //!
-//! Messages are decoded straight into columns. What stays beside the block is each
+//! Messages are decoded straight into columns. What is kept alongside the block is each
 //! event's own bytes, a fraction of the decoded event: it is decoded once more where
 //! its row has to be sent by itself.
 
@@ -28,7 +28,7 @@ pub use super::decode::Run;
 /// A batch on its way to ClickHouse.
 #[derive(Debug)]
 pub struct Encoded {
-    /// Nothing is counted yet.
+    /// Nothing is counted in it yet.
     pub summary: Summary,
     pub content: Content,
 }

@@ -1,5 +1,5 @@
-//! Faults on purpose, for tests: the process ends or stops at a step of the
-//! delivery protocol, where no signal from outside hits it.
+//! Deliberate faults, for tests: the process ends or stops at a step of the delivery
+//! protocol, where no signal from outside would hit it.
 //!
 //! `ANALYTICS_FAULT=kill@after-record:3` ends it at the third pass of that step,
 //! `freeze@…` stops it until SIGCONT. Only debug builds look at it.

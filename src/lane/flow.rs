@@ -24,7 +24,7 @@ impl Flow {
         }
     }
 
-    /// A message has come, which is so many events.
+    /// A message has come, which is this many events.
     pub fn received(&self, message: &Message, events: usize) {
         let bytes = message.size();
         self.events.fetch_add(events, Relaxed);

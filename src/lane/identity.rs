@@ -1,11 +1,11 @@
 //! Which stream it is: the identity under which its messages are stored.
 //!
-//! A stream that was deleted and made again is another one, which its creation time
-//! tells. But one that was restored from a backup may have another creation time, too:
-//! in a cluster, and wherever it was copied. Its messages are the old ones, each under
-//! its sequence and with the time at which it was stored first, and what ClickHouse holds
-//! of them would be stored once more. So a creation time that nobody knows is held
-//! against the rows of earlier streams of that name.
+//! A stream that was deleted and created again is another one, as its creation time
+//! shows. But one that was restored from a backup may have another creation time, too: in
+//! a cluster, and wherever it was copied. Its messages are the old ones, each under its
+//! sequence and with the time at which it was first stored, and what ClickHouse holds of
+//! them would be stored once more. So a stream whose creation time nobody knows is
+//! compared with the rows of earlier streams of that name.
 
 use async_nats::jetstream;
 use async_nats::jetstream::stream::Stream;
@@ -41,7 +41,7 @@ pub async fn of(
     let state = &stream.cached_info().state;
     let sequences = state.first_sequence..=state.last_sequence;
     let witnesses = store.witnesses(&current.name, sequences).await;
-    // Rows under the current creation time are no doubt this stream's.
+    // Rows under the current creation time are without doubt this stream's.
     let own = current.to_string();
     if witnesses.iter().any(|witness| witness.stream == own) {
         return Ok(current);

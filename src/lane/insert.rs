@@ -2,11 +2,11 @@
 //! where that may not be true.
 //!
 //! A range goes as a whole, under one token. What was sent more than once is
-//! counted afterwards: ClickHouse writes a token down before the rows are safe, so
-//! that one which was killed in between drops the repeat of rows that it lost. What
-//! is missing goes under a token of its own. What ClickHouse refuses is halved,
-//! down to the rows at fault, which become dead letters. Every such change stands
-//! in the checkpoint before it is done. A large message goes in pieces (`pieces.rs`).
+//! counted afterwards: ClickHouse writes a token down before the rows are safe, so one
+//! that was killed in between drops the repeat of rows that it has lost. What is
+//! missing goes under a token of its own. What ClickHouse refuses is halved, down to
+//! the rows at fault, which become dead letters. Every such change is in the checkpoint
+//! before it is made. A large message goes in pieces (`pieces.rs`).
 
 mod parts;
 mod pieces;
@@ -41,7 +41,7 @@ pub struct Inserter {
     pub sole_writer: Arc<SoleWriter>,
     /// For rows that have to be sent without the rest of their batch.
     pub encoder: Arc<Encoder>,
-    /// ClickHouse drops rows that are older, so that they are never missing.
+    /// ClickHouse drops rows that are older, so they are never missing.
     pub retention: Duration,
 }
 
@@ -74,27 +74,27 @@ impl Stored {
     }
 }
 
-/// A batch while it is stored.
+/// A batch while it is being stored.
 struct Storing {
     /// Of what is stored so far.
     summary: Summary,
-    /// As it stands in the record.
+    /// As the record has it.
     in_flight: InFlight,
     history: History,
 }
 
-/// How a part came to its end.
+/// How a part ended.
 enum Outcome {
     Stored,
-    /// ClickHouse said that it has the rows, and does not.
+    /// ClickHouse said that it had the rows, and does not have them.
     Missing,
-    /// The tables are others than those that may have been inserted into: they do not
-    /// know the token.
+    /// The tables are not those that may have been inserted into: they do not know the
+    /// token.
     Exchanged,
     Refused(String),
 }
 
-/// What came of sending the same bytes, once or again.
+/// What came of sending the same bytes, once or repeatedly.
 enum Sent {
     /// Taken: by the first attempt of this run, or by a later one.
     Taken {
@@ -104,7 +104,7 @@ enum Sent {
         again: bool,
         error: String,
     },
-    /// Between two attempts, the tables became others.
+    /// Between two attempts, the tables were exchanged.
     Exchanged,
 }
 
@@ -286,7 +286,7 @@ impl Inserter {
         };
         history.repeated |= again;
         if again || *recovered || refusal.is_some() {
-            // Also what was refused: an attempt before may have been taken, and not answered.
+            // Also what was refused: an earlier attempt may have been taken and not answered.
             self.keep_missing(&mut selected, part).await;
             if !selected.is_empty() {
                 return Ok(refusal.map_or(Outcome::Missing, Outcome::Refused));
@@ -318,7 +318,7 @@ impl Inserter {
         let mut again = false;
         loop {
             self.sole_writer.confirm().await?;
-            // Whoever was frozen must not go on with what its successor has done. A repeat
+            // Whoever was frozen must not continue with what its successor has done. A repeat
             // may come hours later, when the token is forgotten: no clock is asked then.
             if again {
                 self.checkpoint.confirm_by_writing().await?;
@@ -345,8 +345,8 @@ impl Inserter {
             if matches!(error, InsertError::HalfDone(_))
                 && !in_flight.incarnation.process.is_empty()
             {
-                // No process is the one that it can be trusted with: it is recounted, also by
-                // whoever goes on with it.
+                // There is no process with which it can be trusted: it is recounted, also by
+                // whoever continues it.
                 in_flight.incarnation.process.clear();
                 self.checkpoint
                     .change(|record| record.change(in_flight))
@@ -368,11 +368,11 @@ impl Inserter {
         }
     }
 
-    /// Whether the tables are others than when the range was recorded: moved, restored
-    /// from a backup, or with another view.
+    /// Whether the tables are not the ones that there were when the range was recorded:
+    /// moved, restored from a backup, or with another view.
     async fn are_exchanged(&self, in_flight: &InFlight) -> bool {
         let before = &in_flight.incarnation.tables;
-        // A record of an older build does not say.
+        // A record by an older build does not say.
         !before.is_empty() && *before != self.store.reached().await
     }
 
@@ -380,7 +380,7 @@ impl Inserter {
     async fn keep_missing(&self, selected: &mut Selected<'_>, part: &Part) {
         let stream = self.encoder.stream();
         let (first, last) = (part.first, part.last);
-        // An event may be a dead letter, by refusal or of an older build, and replayed.
+        // An event may be a dead letter, by refusal or by an older build, and replayed.
         let tables = match part.rows {
             Rows::Events => self.store.tables.inserted_into().to_vec(),
             Rows::DeadLetters | Rows::Refused => vec![DEAD_LETTERS],

@@ -10,10 +10,10 @@ use tracing::debug;
 use super::metrics::Lag;
 use super::progress::Progress;
 
-/// Often enough that a look at the figures sees what is going on now.
+/// Often enough that a look at the figures shows what is going on now.
 const PERIOD: Duration = Duration::from_secs(5);
 
-/// The consumer is missing while it is put in place.
+/// The consumer is missing while it is being put in place.
 const SOON: Duration = Duration::from_millis(500);
 
 /// Asks JetStream again and again. While it does not answer, the figures stay.

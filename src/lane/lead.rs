@@ -52,12 +52,13 @@ impl Pipeline {
                 }
             })
             .await?;
-            // Until here it was none, or stood by.
+            // Until now, it was standing by or had no role.
             if metrics.set_role(None) {
                 // What this instance once wrote is history.
                 self.last = None;
             }
-            // As it is after the record was read: the record must not speak of more.
+            // As it is after the record was read: the record must not say more than the
+            // stream has.
             let Some(stream) = nats::find_stream(&jetstream, &claim.stream.name).await? else {
                 continue;
             };
@@ -131,7 +132,8 @@ impl Pipeline {
     }
 }
 
-/// A name for an instance in the checkpoint: for a person, and unlike any other.
+/// A name for an instance in the checkpoint: one that says something to a person, and that
+/// no other instance has.
 pub fn new_owner() -> String {
     let host = std::env::var("HOSTNAME")
         .or_else(|_| std::fs::read_to_string("/etc/hostname"))

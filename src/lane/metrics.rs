@@ -27,7 +27,7 @@ const MOST_SERVICES: usize = 64;
 /// A part of the work, which takes time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Messages into columns, some hundreds at a time.
+    /// Messages into columns, a few hundred at a time.
     Decode,
     /// Columns into a block, with the messages that were left.
     Encode,
@@ -74,7 +74,7 @@ pub struct Lag {
 pub enum Role {
     /// The checkpoint is its own.
     Active,
-    /// Another one's is.
+    /// The checkpoint is another instance's.
     Standby,
 }
 
@@ -127,11 +127,11 @@ pub struct Metrics {
     lag: Mutex<Option<Lag>>,
     consumer_pending: IntGauge,
     consumer_ack_pending: IntGauge,
-    /// Attempts of inserts that succeeded.
+    /// Insert attempts that succeeded.
     pub insert_duration: Histogram,
     /// Messages that the stream dropped before they were stored.
     pub expired: IntCounter,
-    /// Batches that stand in the checkpoint and are not committed.
+    /// Batches that are in the checkpoint and not committed.
     pub ranges: IntGauge,
     pub checkpoint_writes: IntCounter,
     pub checkpoint_takeovers: IntCounter,
@@ -144,7 +144,7 @@ pub struct Metrics {
 const ERROR_CLASSES: [&str; 2] = ["unknown", "unavailable"];
 
 impl Metrics {
-    /// Counts a message, of so many events and bytes.
+    /// Counts a message, with its events and bytes.
     pub fn received(&self, events: usize, bytes: usize) {
         let _books = self.books.open();
         self.messages_received.inc();
@@ -199,7 +199,7 @@ impl Metrics {
         (of(self.tables.events), of(DEAD_LETTERS))
     }
 
-    /// When a batch was stored last, in Unix time; `None` before the first.
+    /// When a batch was last stored, in Unix time; `None` before the first.
     pub fn last_stored(&self) -> Option<f64> {
         Some(self.last_stored.get()).filter(|at| *at > 0.0)
     }

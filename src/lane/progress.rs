@@ -10,10 +10,10 @@ use super::Lane;
 use super::metrics::{Metrics, Role};
 use crate::metrics::Registry;
 
-/// How long an interruption is reported. It comes again within less, where a cause stays.
+/// How long an interruption is reported. It recurs within less while its cause remains.
 const RECENT: Duration = Duration::from_secs(15);
 
-/// What a lane has done since the process started, and what it is at.
+/// What a lane has done since the process started, and what it is doing.
 #[derive(Debug)]
 pub struct Progress {
     /// The lane's name.
@@ -21,17 +21,17 @@ pub struct Progress {
     pub metrics: Metrics,
     /// The last sequence that is known to have expired.
     expired_until: AtomicU64,
-    /// Why what is asked of ClickHouse does not succeed, insert or question, by its number.
+    /// Why requests to ClickHouse, inserts or queries, do not succeed, by their numbers.
     blocked_by: Mutex<Vec<(u64, String)>>,
     asked: AtomicU64,
     /// Whether it runs, or why not.
     running: Mutex<Result<(), String>>,
-    /// When it was interrupted last, and by what.
+    /// When it was last interrupted, and by what.
     interrupted: Mutex<Option<(SystemTime, String)>>,
 }
 
 impl Progress {
-    /// Of a lane whose figures the registry shows from now on.
+    /// For a lane whose figures the registry shows from now on.
     ///
     /// # Errors
     /// When there is a lane of this name.
@@ -47,7 +47,7 @@ impl Progress {
         })
     }
 
-    /// Of a lane whose figures nobody asks for.
+    /// For a lane whose figures nobody asks for.
     ///
     /// # Errors
     /// When a metric cannot be made, which is a fault of this program.
@@ -55,13 +55,13 @@ impl Progress {
         Self::new(&Registry::new()?, lane)
     }
 
-    /// Why what is asked of ClickHouse does not succeed; `None` when all is well.
+    /// Why a request to ClickHouse does not succeed; `None` when all is well.
     pub fn blocked_by(&self) -> Option<String> {
         let reasons = lock(&self.blocked_by);
         reasons.first().map(|(_, reason)| reason.clone())
     }
 
-    /// Lets an insert or a question say why it does not succeed, for as long as it is tried.
+    /// Lets an insert or a query say why it does not succeed, for as long as it is tried.
     pub fn blocker(&self) -> Blocker<'_> {
         Blocker {
             progress: self,
@@ -85,7 +85,7 @@ impl Progress {
         *lock(&self.interrupted) = Some(interruption);
     }
 
-    /// The last interruption, until something was stored or it is long ago.
+    /// The last interruption, until something has been stored or it is long past.
     pub fn interruption(&self) -> Option<String> {
         let (at, reason) = lock(&self.interrupted).clone()?;
         let since_epoch = at.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -110,7 +110,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What was said ends with what said it, even when that is given up half-way.
+/// What was said lasts only as long as what said it, even when that is dropped half-way.
 pub struct Blocker<'a> {
     progress: &'a Progress,
     number: u64,

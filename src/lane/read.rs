@@ -15,7 +15,7 @@ use super::flow::Flow;
 use super::store::Store;
 use crate::nats::Message;
 
-/// How long to go on reading.
+/// How long to continue reading.
 pub enum Until {
     Shutdown(CancellationToken),
     /// Until this sequence was read, or the end of the stream.
@@ -54,7 +54,7 @@ pub struct Reader {
     /// For what the stream has dropped.
     pub store: Store,
     pub flow: Arc<Flow>,
-    /// Those of the batcher, when they change.
+    /// The batcher's limits, when they change.
     pub limits: watch::Receiver<Limits>,
 }
 
@@ -66,7 +66,7 @@ enum Next {
     Over,
 }
 
-/// Why the reading does not go on.
+/// Why the reading does not continue.
 enum Stop {
     /// The writing half has ended, and says why.
     NobodyWrites,
@@ -124,8 +124,8 @@ impl Reader {
 
     async fn next(&mut self, until: &Until) -> Result<Next, Stop> {
         if self.batcher.is_empty() || self.batches.capacity() == 0 {
-            // Nothing is held beside what is in flight and the batch that waits for
-            // its turn, but for the message that did not fit into it.
+            // Nothing is held in addition to what is in flight and the batch that waits
+            // for its turn, except the message that did not fit into it.
             match until.unless_over(self.batches.reserve()).await {
                 Some(Ok(_)) => {}
                 Some(Err(_)) => return Err(Stop::NobodyWrites),
@@ -193,7 +193,7 @@ impl Reader {
     }
 
     /// Reports messages that are neither in the stream nor in ClickHouse: once for all
-    /// gaps of a batch, since there may be as many as messages.
+    /// gaps of a batch, since there may be as many gaps as messages.
     async fn report_expired(&mut self) -> Result<(), ConsumeError> {
         let progress = &self.store.progress;
         let gaps = self.consumer.take_gaps().await?.into_iter();

@@ -47,7 +47,7 @@ impl From<CheckpointError> for RecountError {
     }
 }
 
-// Not a source: the message says it all, and would say it twice.
+// Not a source: the message says it all, and a source would say it twice.
 impl From<Error> for RecountError {
     fn from(error: Error) -> Self {
         Self::ClickHouse(error)
@@ -103,7 +103,7 @@ impl<'a> Recount<'a> {
                     self.put_right(&self.days_of(&filter).await?).await
                 })
                 .await?;
-            // What was swapped in while ClickHouse died may be half done.
+            // What was being swapped in when ClickHouse died may be half done.
             if before != self.store.process().await {
                 continue;
             }
@@ -139,7 +139,7 @@ impl<'a> Recount<'a> {
     /// again those that are not what the view's SELECT says. Nothing may be in flight
     /// meanwhile.
     pub async fn put_right(&self, days_of_views: &DaysOfViews) -> Result<Outcome, RecountError> {
-        // Of a try before this one: where a right is missing, there are many.
+        // Those of an earlier attempt: where a permission is missing, there are many.
         self.drop_leftovers().await?;
         let mut outcome = Outcome::default();
         for (view, days) in days_of_views {
@@ -180,7 +180,7 @@ impl<'a> Recount<'a> {
         self.confirm().await?;
         rebuild.fill(clickhouse).await?;
         fault::at("after-fill");
-        // Somebody may have brought rows of his own meanwhile, and midnight may have passed.
+        // Somebody may have added rows of their own meanwhile, and midnight may have passed.
         if self.has_unexplained(view, day).await? || !view.keeps(day) {
             return Ok(Fate::Left);
         }

@@ -1,5 +1,5 @@
-//! Where to go on: what the record says, held against the stream and against
-//! ClickHouse, the second witness.
+//! Where to continue: what the record says, compared with the stream and, independently
+//! of it, with ClickHouse.
 //!
 //! The record may have been lost or rolled back with the bucket, and the stream may
 //! have lost its tail in a power failure and given its sequences to other messages.
@@ -37,8 +37,8 @@ pub async fn reconcile(lead: &Lead, store: &Store) -> Result<u64, PipelineError>
     let last_sequence = stream.cached_info().state.last_sequence;
     let end = record.end().0;
 
-    // What an earlier writer has sent may still come to its end, though the writer is
-    // gone. Only then does ClickHouse say what there is.
+    // What an earlier writer has sent may still be under way, though the writer is
+    // gone. Only when it has ended does ClickHouse say what there is.
     Recount::new(store, checkpoint, sole_writer).clear().await?;
     quiet(store, &identity).await;
 
@@ -73,7 +73,7 @@ pub async fn reconcile(lead: &Lead, store: &Store) -> Result<u64, PipelineError>
              if ClickHouse was emptied or exchanged, `verify --repair` brings back what the stream still has"
         );
     }
-    // Also what an earlier writer has not come to, who went back in the record.
+    // Also what an earlier writer that went back in the record did not get to.
     let check_until = stored.or(cut_off.map(|_| end)).unwrap_or(0);
     let check_until = check_until.max(record.look_until);
 
@@ -104,9 +104,9 @@ pub async fn reconcile(lead: &Lead, store: &Store) -> Result<u64, PipelineError>
 /// The last message that the record and the stream have in common, its sequence and when it
 /// was stored, where the stream has lost its tail after it; 0 where there is none.
 ///
-/// Its time tells a message from another one that took its place. That times rise is not
-/// to be relied on: after a power failure, NATS' clock may be behind. A message that is
-/// missing among others was deleted by itself, and tells nothing.
+/// Its time tells a message from another one that took its place. That times increase
+/// cannot be relied on: after a power failure, NATS' clock may be behind. A message that
+/// is missing among others was deleted by itself, and says nothing.
 async fn last_common(
     jetstream: &jetstream::Context,
     stream: &Stream,
@@ -115,7 +115,7 @@ async fn last_common(
     let info = stream.cached_info();
     let (state, name) = (&info.state, &info.config.name);
     let (end, stored_at) = record.end();
-    // What has expired is not looked for, nor what nobody knows the time of.
+    // What has expired is not looked for, nor is anything whose time nobody knows.
     if end < state.first_sequence || (stored_at == 0 && end <= state.last_sequence) {
         return Ok(None);
     }
@@ -138,7 +138,7 @@ async fn last_common(
     Ok(is_lost.then_some((0, 0)))
 }
 
-/// Waits until no insert of the stream runs: one whose sender is gone may still come to its end.
+/// Waits until no insert of the stream runs: one whose sender is gone may still be under way.
 async fn quiet(store: &Store, stream: &str) {
     let blocker = store.progress.blocker();
     let mut said = false;

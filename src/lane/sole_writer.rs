@@ -1,11 +1,11 @@
-//! That no other lane inserts into this lane's table.
+//! Makes sure that no other lane inserts into this lane's table.
 //!
 //! The checkpoint sees to it that one instance of a lane is active. But a lane of another
 //! stream may have been pointed at the same table by mistake, perhaps from another NATS
-//! server: then the days of views that either of them builds again lose what the other
-//! inserts meanwhile. So the active instance registers in ClickHouse, which is all that the
-//! two have in common, and says so again and again. It writes first and looks then: of two
-//! that begin at the same time, one at least sees the other.
+//! server: then the days of views that either of them rebuilds lose what the other inserts
+//! meanwhile. So the active instance registers in ClickHouse, which is all that the two
+//! have in common, and says so again and again. It writes first and then looks: of two that
+//! begin at the same time, at least one sees the other.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -17,16 +17,17 @@ use super::store::Store;
 use crate::checkpoint::Moment;
 use crate::clickhouse::writers::{self, Registered, Registration};
 
-/// Lease timeouts after which a lane that says nothing is gone: two minutes by default.
-/// This one is not renewed between two batches, but by a statement of ClickHouse's.
+/// Lease timeouts after which a lane that says nothing is taken to be gone: two minutes
+/// by default. This lease is not renewed between two batches, but by a statement that
+/// ClickHouse runs.
 const LEASES: u32 = 12;
 
-/// How long a registration counts, of instances with this lease timeout.
+/// How long a registration counts, for instances with this lease timeout.
 pub fn lease(lease_timeout: Duration) -> Duration {
     lease_timeout * LEASES
 }
 
-/// How often another lane is looked at that may be gone.
+/// How often another lane that may be gone is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// How long ClickHouse may take to hear that this instance stops.
@@ -56,7 +57,7 @@ pub struct SoleWriter {
 }
 
 impl SoleWriter {
-    /// Registers, once no other lane is registered. Waits for one that has perhaps gone.
+    /// Registers, once no other lane is registered. Waits for one that may be gone.
     ///
     /// # Errors
     /// When another lane writes to the table.
@@ -100,7 +101,8 @@ impl SoleWriter {
         Ok(alone)
     }
 
-    /// Makes sure that this lane is still the only one, if it was not sure of it a while ago.
+    /// Makes sure that this lane is still the only one, unless it was sure of it a short
+    /// while ago.
     pub async fn confirm(&self) -> Result<(), NotAlone> {
         let mut confirmed = self.confirmed.lock().await;
         if !confirmed.is_younger_than(self.lease / 2) {

@@ -3,10 +3,10 @@
 use crate::event::Event;
 use crate::nats::Headers;
 
-/// Where an event came from that names no producer.
+/// Where an event that names no producer came from.
 pub const UNKNOWN_SERVICE: &str = "unknown";
 
-/// Events of types that their kind does not name, and of producers after the most.
+/// Events of types that their kind does not name, and of producers beyond the maximum.
 pub const OTHER: &str = "other";
 
 /// The headers that name the producer, the first one that is there.

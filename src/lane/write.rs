@@ -37,7 +37,7 @@ impl Writer {
     /// Stores batches as they come, until there are no more.
     pub async fn run(&self, mut batches: mpsc::Receiver<Encoding>) -> Result<(), PipelineError> {
         let mut in_flight = FuturesOrdered::new();
-        // Stored, and perhaps not in every view: what comes after them waits.
+        // Stored, but perhaps not in every view: what comes after them waits.
         let mut suspects: Vec<Stored> = Vec::new();
         // What comes next, until it is encoded.
         let mut next: Option<Encoding> = None;

@@ -1,4 +1,4 @@
-//! `bench`: what it measures, and that nothing of it is left.
+//! `bench`: what it measures, and that it leaves nothing behind.
 
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -130,7 +130,7 @@ async fn bench_starts_clickhouse_where_it_is_embedded_and_leaves_the_users_thing
     let config = world.embedded_config(port);
     let base_dir = world.dir.path().join("data");
     std::fs::create_dir(&base_dir).unwrap();
-    // What a daemon that ran before has left.
+    // What a daemon that ran before has left behind.
     let jetstream = world.nats.jetstream().await;
     analytics_server::internal::open_bucket(&jetstream, 1)
         .await
@@ -181,7 +181,7 @@ async fn run(config: &Path, arguments: &[&str]) -> (Option<i32>, String, String)
     )
 }
 
-/// So long that it is still publishing when it has stored the first events.
+/// Long enough for it to be still publishing when it has stored the first events.
 const LONG: [&str; 4] = ["--rate", "10", "--seconds", "86400"];
 
 #[tokio::test]

@@ -1,10 +1,10 @@
 //! Exactly once, proven by breaking everything: an oracle publishes events of all
-//! kinds, records what JetStream confirmed, and in the end asks for each of them.
+//! kinds, records what JetStream confirmed, and in the end looks for each of them.
 //!
-//! Short unless these variables say otherwise, which `scripts/chaos.sh` sets:
+//! It is short unless these variables say otherwise, which `scripts/chaos.sh` sets:
 //! CHAOS_SECONDS and CHAOS_SEED of the random faults, CHAOS_STORM_KILLS of the storm,
-//! CHAOS_REPORT a file that gets the reports. By hand: CHAOS_ONLY leaves the random faults
-//! whose names contain it, such as `MoveTable`.
+//! CHAOS_REPORT a file that gets the reports. For use by hand: CHAOS_ONLY leaves only the
+//! random faults whose names contain it, such as `MoveTable`.
 
 mod daemon_faults;
 mod daemons;
@@ -43,12 +43,12 @@ use crate::support::nats::Nats;
 use crate::support::restricted::{EVERYTHING, RestrictedClickHouse};
 use crate::support::{World, eventually, guide};
 
-/// What a run needs, all of its own: the servers are killed.
+/// What a run needs, all its own: the servers are killed.
 struct Chaos {
     seed: u64,
     nats_port: u16,
     clickhouse: RestrictedClickHouse,
-    /// What its user may do but for set-up and maintenance.
+    /// What its user may do, except during set-up and maintenance.
     grants: Vec<String>,
     world: World,
     tally: Arc<Tally>,
@@ -56,7 +56,8 @@ struct Chaos {
 
 impl Chaos {
     /// The tables are there, and ClickHouse's user may do what the guide grants the
-    /// daemon's, no more: a right that is missing after a crash only is missed here.
+    /// daemon's, no more: a permission that is needed only after a crash shows here if
+    /// it is missing.
     async fn new() -> Self {
         Self::with_databases(|_| Vec::new()).await
     }
@@ -66,7 +67,7 @@ impl Chaos {
         Self::with_databases(|world| vec![lane::second_config(world)]).await
     }
 
-    /// With the tables of further configurations.
+    /// With the tables of additional configurations.
     async fn with_databases(further: impl Fn(&World) -> Vec<PathBuf>) -> Self {
         let seed = setting("CHAOS_SEED", 1);
         let nats_port = lasting_port();
@@ -111,8 +112,8 @@ impl Chaos {
 
     /// The last of the faults is over: lets everything come to rest, compares, reports.
     async fn conclude(mut self, title: &str, publishers: Vec<(Lane, Publishers)>) {
-        // What a fault has left, such as an acknowledgement that was lost, goes with the
-        // next events.
+        // What a fault has left behind, such as a lost acknowledgement, goes away with
+        // the next events.
         tokio::time::sleep(Duration::from_secs(2)).await;
         let mut ledgers = Vec::new();
         for (lane, publishers) in publishers {
@@ -187,7 +188,7 @@ async fn everything_is_broken_at_random_and_every_event_counts_once() {
         Plan::new(daemon_faults::FAULTS, chaos.seed, duration).later(daemon_faults::LATER);
     let of_servers = Plan::new(servers::FAULTS, !chaos.seed, duration);
     let only: String = setting("CHAOS_ONLY", String::new());
-    // Two at a time: what breaks while something else is broken is part of it.
+    // Two at a time: that things break while something else is broken is part of the test.
     tokio::join!(
         daemons.break_by(of_daemons.only(&only), maintenance),
         servers.break_by(of_servers.only(&only)),
@@ -209,7 +210,7 @@ async fn clickhouse_is_killed_in_the_middle_of_small_inserts() {
     let config = chaos
         .world
         .config("batch_size: 50, flush_interval_seconds: 0.01", "");
-    // Of one day: the fewer parts an insert makes, the more inserts there are.
+    // Events of one day: the fewer parts an insert makes, the more inserts there are.
     let publishers = chaos.publishers(lane::FIRST, 150, 1).await;
     let _daemon = Daemon::start_logging_to(&log, &config, &[]);
     for _ in 0..kills {
@@ -273,7 +274,7 @@ async fn the_oracle_notices_whatever_is_wrong() {
         assert!(named, "{view} is not named: {verdict}");
     }
 
-    // Each of another event, so that one wrong does not make up for another.
+    // Each concerns a different event, so that one wrong does not make up for another.
     let mut ids = ledger.events.values().flatten();
     let mut where_it_is = || format!("WHERE event_id = '{}'", ids.next().unwrap());
     let (letter, _) = ledger.dead_letters.first_key_value().unwrap();

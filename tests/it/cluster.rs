@@ -1,4 +1,4 @@
-//! A NATS cluster of three servers, of which one is lost, and what a restore makes of a
+//! A NATS cluster of three servers, one of which is lost, and what a restore makes of a
 //! stream.
 
 use std::time::SystemTime;
@@ -134,7 +134,7 @@ async fn a_restored_stream_has_the_same_messages_and_was_created_at_another_time
         stream::iter(samples)
             .for_each_concurrent(64, async |sample| publish(&jetstream, sample).await)
             .await;
-        // Sequences that begin after the first.
+        // Sequences that do not begin at 1.
         let before = jetstream.get_stream("ANALYTICS").await.unwrap();
         before.purge().sequence(11).await.unwrap();
         let before = jetstream.get_stream("ANALYTICS").await.unwrap();

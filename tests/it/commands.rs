@@ -350,7 +350,8 @@ async fn serve_runs_clickhouse_itself_where_it_is_embedded() {
         "{stderr}"
     );
 
-    // Killed, it leaves no ClickHouse behind; started again, it has its data.
+    // When it is killed, it leaves no ClickHouse behind; when it is started again, it has
+    // its data.
     daemon.kill();
     eventually("the port is free", async || {
         tokio::net::TcpListener::bind(("127.0.0.1", port))

@@ -36,7 +36,7 @@ async fn letters(config: &Path, arguments: &[&str]) -> (Option<i32>, String, Str
     )
 }
 
-/// The same, of one that works; its lines as JSON.
+/// The same, for a run that succeeds; its lines as JSON.
 async fn json(config: &Path, arguments: &[&str]) -> Vec<Value> {
     let (code, stdout, stderr) = letters(config, &[arguments, &["--json"]].concat()).await;
     assert_eq!(code, Some(0), "{arguments:?}: {stderr}");
@@ -47,7 +47,7 @@ async fn json(config: &Path, arguments: &[&str]) -> Vec<Value> {
 }
 
 /// Puts a letter where the daemon puts them, as one that could not read `payload` would
-/// have: of a message that the stream does not hold.
+/// have done: for a message that the stream does not hold.
 async fn old_letter(world: &World, sequence: u64, subject: &str, payload: &[u8]) -> String {
     let stream = world.stream().await;
     let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -205,7 +205,7 @@ async fn a_letter_is_stored_once_however_often_it_is_replayed() {
     let shown = &json(&config, &["show", "1001"]).await[0];
     assert!(shown["replayed_at"].as_str().unwrap().starts_with("20"));
 
-    // What the producer said beside the event is kept, its instructions are not.
+    // What the producer said in addition to the event is kept, its instructions are not.
     let stream = world
         .nats
         .jetstream()
@@ -237,7 +237,7 @@ async fn one_event_of_a_batch_is_replayed_alone_and_once() {
     world
         .publish("batch", batch(std::slice::from_ref(&neighbour)))
         .await;
-    // Two letters that only differ in what they say their payload is.
+    // Two letters that differ only in what they say their payload is.
     old_letter(&world, 1000, "batch", &mended).await;
     mark_as(&world, 1000, "event").await;
     old_letter(&world, 1001, "batch", &batch(&[mended.clone(), mended])).await;
@@ -295,7 +295,7 @@ async fn a_letter_that_is_still_bad_becomes_a_new_one() {
         (&3.into(), &2.into(), &1.into()),
     );
     world.settled(1, 5).await;
-    // Without its mark, too, a letter is known by the one that it has become.
+    // Even without its mark, a letter is recognised by the one that it has become.
     unmark(&world).await;
     let (_, _, stderr) = letters(&config, &["replay", "1", "2/1"]).await;
     assert!(
@@ -313,7 +313,7 @@ async fn a_letter_that_is_still_bad_becomes_a_new_one() {
 async fn letters_are_purged_by_name_and_by_filter() {
     let world = World::new().await;
     let (config, _daemon) = running(&world).await;
-    // A batch each.
+    // One batch each.
     for (count, payload) in (1..).zip([
         without_client(),
         without_client(),

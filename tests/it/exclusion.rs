@@ -1,4 +1,4 @@
-//! That a table is filled from one stream: views of two could not be kept exact.
+//! A table is filled from one stream only: views of two could not be kept exact.
 
 use std::path::{Path, PathBuf};
 
@@ -48,7 +48,7 @@ async fn a_second_stream_into_the_same_table_is_refused_and_the_first_goes_on() 
         "{report}"
     );
 
-    // Whoever stops in order leaves the table to others at once.
+    // A daemon that stops in an orderly way leaves the table to others at once.
     first.stop().await;
     let second = Daemon::start(&second);
     second.logs("checkpoint taken over").await;

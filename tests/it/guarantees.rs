@@ -1,5 +1,5 @@
-//! What exactly once rests on: `serve` refuses to run without it, and `check` says the
-//! same.
+//! What exactly-once delivery rests on: `serve` refuses to run without it, and `check`
+//! says the same.
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +32,7 @@ async fn both_refuse(config: &Path, details: &[&str]) -> Vec<String> {
     remedies.map(str::to_owned).collect()
 }
 
-/// What `check` finds of this status, and all that it says.
+/// What `check` finds with this status, and everything that it says.
 async fn check(config: &Path, status: &str) -> (Vec<Value>, String) {
     let checked = daemon::run(config, &["check", "--json"]).await;
     let report = String::from_utf8(checked.stdout).unwrap();
@@ -52,7 +52,7 @@ async fn through(world: &World, changes: &[(&str, &str)]) -> PathBuf {
     config
 }
 
-/// The schema and the stream, made by `check --repair`.
+/// The schema and the stream, created by `check --repair`.
 async fn repaired(config: &Path) {
     let repaired = daemon::run(config, &["check", "--repair"]).await;
     let report = String::from_utf8_lossy(&repaired.stdout).into_owned();
@@ -102,7 +102,7 @@ async fn whatever_an_insert_reaches_must_recognise_a_repeat() {
         // In another database.
         format!("CREATE TABLE {other}.days (date Date, n UInt64) ENGINE = SummingMergeTree ORDER BY date"),
         format!("CREATE MATERIALIZED VIEW {other}.days_mv TO {other}.days AS SELECT toDate(server_ts) AS date, count() AS n FROM analytics_events GROUP BY date"),
-        // Of a view's target, by way of a table that keeps nothing.
+        // From a view's target, by way of a table that keeps nothing.
         "CREATE TABLE passed (date Date) ENGINE = Null".to_owned(),
         "CREATE MATERIALIZED VIEW passed_mv TO passed AS SELECT date FROM error_tracking".to_owned(),
         "CREATE MATERIALIZED VIEW errors (date Date) ENGINE = MergeTree ORDER BY date AS SELECT date FROM passed".to_owned(),
@@ -144,7 +144,7 @@ async fn whatever_an_insert_reaches_must_recognise_a_repeat() {
 #[tokio::test]
 async fn settings_that_inserts_do_not_get_are_refused() {
     let world = World::new().await;
-    // As a proxy that has its own idea of them.
+    // As with a proxy that has its own idea of them.
     let changes = [
         ("max_execution_time=0", "max_execution_time=9"),
         ("async_insert=0", "async_insert=1"),

@@ -1,4 +1,4 @@
-//! What the daemon tells over HTTP.
+//! What the daemon reports over HTTP.
 
 use std::collections::BTreeMap;
 
@@ -70,7 +70,7 @@ impl Figures {
     }
 }
 
-/// A series as it is within the one lane: all but those of the process are of it.
+/// A series as it is within the one lane: all but those of the process belong to it.
 fn of_lane(series: &str) -> String {
     let of_process = ["process_", "analytics_build_", "analytics_dependency_"];
     if of_process.iter().any(|prefix| series.starts_with(prefix)) {
@@ -105,7 +105,7 @@ async fn health_follows_the_servers() {
     };
     rename("analytics_events", "elsewhere").await;
     world.publish("app.start", event("a")).await;
-    // The insert's, or that of the question before the first one.
+    // The insert's, or that of the query before the first one.
     let degraded = [
         "HTTP/1.1 200",
         r#""status":"degraded""#,
@@ -158,7 +158,7 @@ async fn every_metric_is_there_from_the_start() {
     let types = answer
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE "));
-    // Those of the process are another system's otherwise.
+    // Those of the process are different on another system.
     let types = types.filter(|line| !line.starts_with("process_"));
     insta::assert_snapshot!(types.collect::<Vec<_>>().join("\n"));
     for (name, help) in answer

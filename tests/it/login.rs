@@ -21,7 +21,7 @@ pub async fn events_flow(config: &Path, secret: &str) {
     assert!(sent.status.success(), "{}", text(&sent.stderr));
     assert!(checked.status.success(), "{}", text(&checked.stdout));
     let address = daemon.address().await;
-    // Only the user's own processes may be looked into further than at their arguments.
+    // Only the user's own processes may be looked into beyond their arguments.
     let arguments = std::fs::read_to_string(format!("/proc/{}/cmdline", daemon.pid()));
     for shown in [
         text(&checked.stdout),
@@ -138,7 +138,7 @@ async fn help_does_not_show_what_the_environment_holds() {
         let help = text(&command.output().unwrap().stdout);
         assert!(help.contains("Usage:"), "{help}");
         let mut secrets = help.lines().filter(|line| line.contains("s3cret"));
-        // The user and names of files are none.
+        // The user and the names of files are not secrets.
         let is_none = |line: &str| line.contains("ANALYTICS_DB_USER=") || line.contains("_FILE=");
         assert!(secrets.all(is_none), "{help}");
     }
@@ -176,8 +176,8 @@ fn jwt(issuer: &KeyPair, subject: &KeyPair, nats: Value) -> String {
 async fn credentials_file() {
     let dir = tempfile::tempdir().unwrap();
     let (operator, user) = (KeyPair::new_operator(), KeyPair::new_user());
-    // JetStream wants a system account, which has no storage, beside the one that
-    // events are in.
+    // JetStream wants a system account, which has no storage, in addition to the one
+    // that events are in.
     let (account, system) = (KeyPair::new_account(), KeyPair::new_account());
     let operator_jwt = jwt(
         &operator,

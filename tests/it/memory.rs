@@ -1,5 +1,5 @@
-//! What the daemon holds at a time is bounded, also where a message becomes far more rows
-//! than its bytes tell.
+//! What the daemon holds at a time is bounded, even where a message becomes far more rows
+//! than its bytes suggest.
 
 use async_nats::HeaderMap;
 use serde_json::{Value, json};
@@ -20,12 +20,13 @@ const MOST_MEMORY: u64 = 210_000_000;
 
 const MIB: usize = 1024 * 1024;
 
-/// As many events as fit into a message of so many bytes.
+/// As many events as fit into a message of this many bytes.
 fn filled(event: &[u8], bytes: usize) -> Vec<u8> {
     event.repeat(bytes / event.len())
 }
 
-/// A configuration of nats-server in which messages may have eight times the default.
+/// A configuration of nats-server in which messages may have eight times the default
+/// size.
 async fn nats_with_large_messages(dir: &tempfile::TempDir) -> Nats {
     let config = dir.path().join("nats.conf");
     std::fs::write(&config, "max_payload: 8MB\n").unwrap();
@@ -33,7 +34,7 @@ async fn nats_with_large_messages(dir: &tempfile::TempDir) -> Nats {
 }
 
 /// Stores what waits in the stream with a daemon that is killed in the middle of an
-/// insert, and with one after it. Returns that one.
+/// insert, and with another one after it. Returns the latter.
 async fn stored_although_killed(world: &World, insert: u32) -> Daemon {
     let config = world.config("flush_interval_seconds: 0.1", "");
     let log = world.dir.path().join("killed.log");
@@ -157,8 +158,8 @@ async fn a_large_message_that_an_older_build_has_recorded_is_stored_once() {
     world.settled(EVENTS + 2, 0).await;
     daemon.stop().await;
 
-    // One that sent all three messages as one insert, which ClickHouse has stored in
-    // part: its record says no more than that.
+    // A build that sent all three messages as one insert, which ClickHouse has stored
+    // in part: its record says no more than that.
     let jetstream = world.nats.jetstream().await;
     let stream = jetstream.get_stream("ANALYTICS").await.unwrap();
     let stored_at = async |sequence| {

@@ -16,7 +16,7 @@ use crate::support::nats::Nats;
 use crate::support::restricted::{EVERYTHING, RestrictedClickHouse};
 use crate::support::{World, eventually, guide, rewriting};
 
-/// Exit code, and all that it says.
+/// Exit code, and everything that it says.
 async fn run(config: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     let output = daemon::run(config, arguments).await;
     let said = [output.stdout, output.stderr].concat();
@@ -69,7 +69,7 @@ async fn the_nats_users_of_the_guide_may_do_their_work() {
     let second = Daemon::start(&config);
     second.logs("standing by").await;
     succeeds(&operator, &[SEND]).await;
-    // A producer sees what it is answered itself, and no event that the daemon is sent.
+    // A producer sees its own answers, and no event that is sent to the daemon.
     let jetstream = jetstream::new(producer);
     let payload = event("client").into();
     let sent = jetstream
@@ -108,10 +108,11 @@ async fn the_nats_users_of_the_guide_may_do_their_work() {
     for log in [first, second] {
         assert!(!log.contains("ermissions"), "{log}");
     }
-    // Only what it has to: it does not publish events.
+    // It may do only what it has to: it does not publish events.
     let (code, said) = run(&config, &["send", "--count", "100"]).await;
     assert_eq!(code, Some(1), "{said}");
-    // Not a line a message: the right, that there was no answer, and what follows from it.
+    // Not a line per message: the permission, that there was no answer, and what follows
+    // from it.
     assert!(said.lines().count() < 5, "{said}");
 }
 
@@ -129,11 +130,11 @@ async fn a_right_that_nats_does_not_give_is_named_in_one_line() {
         parts.iter().all(|part| health.contains(part)).then_some(())
     })
     .await;
-    // Again and again it is tried, and said once.
+    // It is tried again and again, and reported once.
     eventually("it is tried again", async || {
         let tries = daemon
             .log()
-            .matches("interrupted, going on at the checkpoint")
+            .matches("interrupted, continuing from the checkpoint")
             .count();
         (tries > 1).then_some(())
     })
@@ -152,7 +153,7 @@ async fn the_grants_of_the_guide_suffice_each_for_what_it_is_there() {
     };
     let config = world.config("flush_interval_seconds: 0.1", "");
 
-    // Nothing but what an insert needs: the schema cannot be made.
+    // Nothing but what an insert needs: the schema cannot be created.
     let daily = [carry.clone(), processes.clone()];
     clickhouse.start(&daily).await;
     let (code, said) = run(&config, &["migrate"]).await;
@@ -180,8 +181,8 @@ async fn the_grants_of_the_guide_suffice_each_for_what_it_is_there() {
     clickhouse.start(&daily).await;
     let daemon = Daemon::start(&config);
     succeeds(&config, &[SEND, &["check"], &["verify"]]).await;
-    // Everything is compared with ClickHouse, which is what the right to look at running
-    // inserts is for.
+    // Everything is compared with ClickHouse, which is what the permission to look at
+    // running inserts is for.
     let (status, log) = daemon.stop().await;
     assert!(status.success(), "{log}");
     let jetstream = world.nats.jetstream().await;
@@ -242,7 +243,7 @@ async fn a_right_that_is_needed_after_a_loss_only_is_asked_for_at_the_start() {
         assert!(head.starts_with("http/1.1 200"), "{body}");
     }
     clickhouse.start(&guide::grants(&world.database)).await;
-    // The engine shows everybody all of `system`; a server as it is packaged does not.
+    // The engine shows everybody all of `system`; a packaged server does not.
     let changes = [("system.processes", "forbid.processes")];
     let proxy = rewriting::start(&clickhouse.url(), &changes).await;
     let url = format!("http://{proxy}");

@@ -66,7 +66,7 @@ async fn a_second_signal_ends_the_daemon_at_once() {
     daemon.logs("checkpoint taken over").await;
     let sequence = world.publish("app.start", event("a")).await;
     daemon.logs(&format!("sequence={sequence}")).await;
-    // The insert cannot end any more, and so neither can an orderly stop.
+    // The insert can no longer end, and so neither can an orderly stop.
     world
         .clickhouse()
         .query("DROP TABLE analytics_events SYNC")
@@ -92,7 +92,7 @@ async fn a_stop_while_clickhouse_takes_nothing_leaves_the_batch_for_the_next_sta
     let (status, log) = daemon.stop().await;
     assert_eq!(status.code(), Some(0), "{log}");
     assert!(
-        log.contains("they are recorded and go first at the next start"),
+        log.contains("they are recorded, and are sent first at the next start"),
         "{log}"
     );
 
@@ -343,7 +343,7 @@ async fn a_consumer_or_a_bucket_deleted_under_the_daemon_is_made_again_and_nothi
     publish_samples(&world, 250).await;
     world.settled(500, 0).await;
 
-    // What is stored must not be stored again for want of the record that says so.
+    // What is stored must not be stored again because the record that says so is missing.
     jetstream
         .delete_key_value("analytics-checkpoints")
         .await

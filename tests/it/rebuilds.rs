@@ -1,4 +1,4 @@
-//! A day of a view that lost rows is built again, and the daemon ends or stands still in the
+//! A day of a view that lost rows is built again, and the daemon ends or freezes in the
 //! middle of that.
 
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ const STEPS: [&str; 5] = [
 
 const EVENTS: u64 = 200;
 
-/// A daemon to come finds that a view has lost a day.
+/// The next daemon finds that a view has lost a day.
 struct Loss {
     world: World,
     config: PathBuf,
@@ -41,7 +41,7 @@ impl Loss {
     }
 
     /// Leaves a batch that was inserted and not committed, restarts ClickHouse, and takes
-    /// away what a view has: of that batch and of all before.
+    /// away what a view has of that batch and of all earlier ones.
     async fn of_a_view(&mut self, clickhouse: &mut RestrictedClickHouse) {
         self.publish().await;
         let mut daemon = self.start("kill@after-insert:1");
@@ -125,7 +125,8 @@ async fn a_daemon_that_goes_on_after_its_lease_swaps_no_old_day_in() {
         }
         let next = loss.start("");
         loss.is_mended().await;
-        // What a day does not have that the frozen one builds, or has built, and swaps in.
+        // What is missing from a day that the frozen one builds, or has built, and swaps
+        // in.
         let notices = || frozen.log().matches("has taken over").count();
         let before = notices();
         frozen.signal("CONT");

@@ -11,7 +11,7 @@ use crate::support::daemon::{self, Daemon};
 use crate::support::events::publish_samples;
 use crate::support::{LIMIT, World, eventually};
 
-/// A configuration whose daemon is found by it, and the address.
+/// A configuration by which its daemon is found, and the address.
 fn config(world: &World) -> (PathBuf, String) {
     let config = world.config("flush_interval_seconds: 0.1", "");
     let port = lasting_port();
@@ -77,7 +77,7 @@ async fn status_shows_what_went_through() {
         let report: Value = serde_json::from_str(&stdout).unwrap();
         let lane = &report["lanes"][0];
         let all = &lane["since_start"];
-        // Asked for every few seconds.
+        // It is asked for every few seconds.
         let lag = &report["health"]["lanes"][0]["lag"];
         let is_known = lag["pending"] == 0 && lag["ack_pending"] == 0;
         (is_known && all["stored"] == 1500 && all["dead_letters"] == 1).then_some(report)
@@ -120,7 +120,7 @@ async fn status_shows_what_went_through() {
     shows("received", " 1,501");
     shows("stored", " 1,500");
     shows("dead letters", " 1 undecodable");
-    // Of what was never there it says `-`.
+    // For what was never there, it says `-`.
     shows("insert p95", "s");
 }
 

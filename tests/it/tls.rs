@@ -31,7 +31,7 @@ fn config(world: &World, port: u16, trusted: Option<&Path>) -> PathBuf {
     config
 }
 
-/// What `check` says of a server that it fails at.
+/// What `check` says about a server at which it fails.
 async fn fault(config: &Path, name: &str) -> String {
     let output = daemon::run(config, &["check"]).await;
     let stdout = String::from_utf8(output.stdout).unwrap();
@@ -75,7 +75,7 @@ async fn events_flow_to_a_clickhouse_with_tls() {
     events_flow(&config, "s3cret").await;
 }
 
-/// Servers tell clients of the others of their cluster: also of one without TLS.
+/// Servers tell clients about the others of their cluster, even about one without TLS.
 #[tokio::test]
 async fn a_login_that_wants_tls_is_never_sent_without() {
     let authority = Authority::new();

@@ -81,7 +81,7 @@ async fn a_part_that_clickhouse_lost_is_found_and_filled_also_where_its_token_is
     let differ = of_lane(&report)["days"][0]["views_that_differ"].to_string();
     assert!(differ.contains("session_totals"), "{report}");
 
-    // A daemon at work stands by meanwhile, and goes on afterwards.
+    // A running daemon stands by meanwhile, and continues afterwards.
     let daemon = Daemon::start(&config);
     daemon.logs("checkpoint taken over").await;
     let (code, report) = verify(&config, &["--repair"]);
@@ -95,8 +95,8 @@ async fn a_part_that_clickhouse_lost_is_found_and_filled_also_where_its_token_is
     assert_eq!(code, 0, "{report}");
 }
 
-/// Runs the command and prints the most memory that it had, in KiB, which only the parent of
-/// a process that has ended can still ask.
+/// Runs the command and prints the most memory that it had, in KiB, for which only the
+/// parent of a process that has ended can still ask.
 const PEAK: &str = r#"
 import resource, subprocess, sys
 ended = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL)
@@ -111,7 +111,7 @@ async fn its_memory_does_not_grow_with_the_messages() {
     let config = world.config("flush_interval_seconds: 0.1", "");
     let daemon = Daemon::start_with(&config, &[], "info");
     daemon.logs("checkpoint taken over").await;
-    // 200 MB that nobody can read, then 1 MB that are many events.
+    // 200 MB that nobody can read, then 1 MB that is many events.
     let (messages, events) = (400, 140_000);
     for _ in 0..messages {
         world.publish("app.start", vec![0xff; 500_000]).await;
@@ -180,7 +180,7 @@ async fn a_database_that_is_gone_is_said_and_not_waited_for() {
         assert_eq!(said.lines().count(), 1, "{said}");
     }
 
-    // The daemon makes it again, and says what it does not do by itself.
+    // The daemon creates it again, and says what it does not do by itself.
     let daemon = Daemon::start(&config);
     daemon
         .logs("ClickHouse holds nothing of this stream, though the checkpoint says")
@@ -225,7 +225,7 @@ async fn a_view_that_is_gone_is_not_exact() {
     world.views_equal_a_recount().await;
 }
 
-/// What somebody else has put into a view's target is his: a rebuild would delete it.
+/// What somebody else has put into a view's target is theirs: a rebuild would delete it.
 #[tokio::test]
 async fn rows_that_no_event_explains_are_told_of_and_left() {
     let world = World::new().await;
@@ -247,7 +247,7 @@ async fn rows_that_no_event_explains_are_told_of_and_left() {
         "CREATE TABLE imports (date Date, name String) ENGINE = MergeTree ORDER BY date",
         "CREATE MATERIALIZED VIEW imports_mv TO activity AS SELECT date, name, count() AS n FROM imports GROUP BY date, name",
         "INSERT INTO imports SELECT today(), toString(number) FROM numbers(1000)",
-        // What is no other view's, and has been written to by hand.
+        // A target that no other view fills, and that has been written to by hand.
         "INSERT INTO daily_active_users VALUES (today(), 'somebody from elsewhere', 7), (today() - 3, 'somebody', 1)",
         // Somebody's own, with a name like those of the daemon's.
         "CREATE TABLE rebuilt_by_hand_1 (a UInt8) ENGINE = MergeTree ORDER BY a",
@@ -256,7 +256,7 @@ async fn rows_that_no_event_explains_are_told_of_and_left() {
     }
     publish_samples(&world, 300).await;
     world.settled(300, 0).await;
-    // A day that differs, and could be built again but for these rows.
+    // A day that differs, and could be built again if it were not for these rows.
     run("ALTER TABLE daily_active_users DELETE WHERE user_id NOT LIKE 'somebody%'").await;
     let (code, report) = verify(&config, &["--repair"]);
     assert_eq!(code, 1, "{report}");
@@ -282,7 +282,7 @@ async fn rows_that_no_event_explains_are_told_of_and_left() {
     ] {
         assert_eq!(world.number(sql).await, rows, "{sql}");
     }
-    // Told what they are, the daemon builds the day.
+    // Once they are gone, the day is built.
     run("ALTER TABLE daily_active_users DELETE WHERE user_id LIKE 'somebody%'").await;
     let (code, report) = verify(&config, &["--repair"]);
     assert_eq!((code, &report["exact"]), (0, &true.into()), "{report}");
@@ -310,7 +310,7 @@ async fn views_of_views_are_compared_and_built_again_where_that_can_be_done() {
         // In another database.
         format!("CREATE TABLE {other}.received (day Date, n UInt64) ENGINE = SummingMergeTree PARTITION BY day ORDER BY day {window}"),
         format!("CREATE MATERIALIZED VIEW {other}.received_mv TO {other}.received AS SELECT toDate(server_ts) AS day, count() AS n FROM analytics_events GROUP BY day"),
-        // Of a view that keeps its rows, and of one that sums them.
+        // From a view that keeps its rows, and from one that sums them.
         format!("CREATE TABLE errors (date Date, error_type String, n UInt64) ENGINE = SummingMergeTree PARTITION BY date ORDER BY (date, error_type) {window}"),
         "CREATE MATERIALIZED VIEW errors_mv TO errors AS SELECT date, error_type, count() AS n FROM error_tracking GROUP BY date, error_type".to_owned(),
         format!("CREATE TABLE days (date Date, n UInt64) ENGINE = SummingMergeTree PARTITION BY date ORDER BY date {window}"),
@@ -356,7 +356,7 @@ async fn views_of_views_are_compared_and_built_again_where_that_can_be_done() {
 }
 
 /// The views have what is missing from the table: what is inserted again is in them twice, until
-/// they are recounted. Whoever goes on with a repair that was cut off has to know that.
+/// they are recounted. Whoever continues a repair that was cut off has to know that.
 #[tokio::test]
 async fn a_repair_that_is_killed_half_way_is_gone_on_with_by_the_daemon() {
     let world = World::new().await;

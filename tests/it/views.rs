@@ -74,7 +74,7 @@ async fn run(world: &World, statement: &str) {
 const ROWS: &str = "MergeTree PARTITION BY date ORDER BY date";
 const SUMS: &str = "SummingMergeTree PARTITION BY date ORDER BY (date, k)";
 
-/// Each holds what it should, which nobody could tell by its SELECT, and why.
+/// Each holds what it should, which nobody could tell from its SELECT, and why.
 const NOT_COMPARED: [(Operators, &str); 8] = [
     (
         Operators::new(

@@ -28,7 +28,7 @@ impl Table {
         }
     }
 
-    /// Up to before the token, between the token and the rows, or after both.
+    /// As far as just before the token, between the token and the rows, or after both.
     fn take_in_part(&mut self, insert: &Insert, how_far: u8) {
         match how_far % 3 {
             0 => {}
@@ -44,7 +44,7 @@ pub struct ClickHouse {
     process: u32,
     pub events: Table,
     pub view: Table,
-    /// The tables beside the view that are there.
+    /// The tables built beside the view that still exist.
     pub beside: BTreeSet<u32>,
 }
 
@@ -54,19 +54,19 @@ impl ClickHouse {
         self.view.take(insert);
     }
 
-    /// Nobody is told that it worked.
+    /// Nobody learns that it worked.
     pub fn take_and_die(&mut self, insert: &Insert, how_far: u8) {
         self.take_and_fail(insert, how_far);
         self.process += 1;
     }
 
-    /// Says that it failed, and goes on.
+    /// Says that it failed, and continues.
     pub fn take_and_fail(&mut self, insert: &Insert, how_far: u8) {
         self.events.take_in_part(insert, how_far);
         self.view.take_in_part(insert, how_far / 3);
     }
 
-    /// The target keeps its tokens. Fails where the table beside is gone.
+    /// The target keeps its tokens. Fails where the table beside it is gone.
     pub fn swap(&mut self, swap: &Swap) -> bool {
         let is_there = self.beside.remove(&swap.beside);
         if is_there {
@@ -85,6 +85,6 @@ impl ClickHouse {
 pub struct Swap {
     pub beside: u32,
     pub rows: Counts,
-    /// The process of when the recount began.
+    /// The process at the time when the recount began.
     pub process: String,
 }

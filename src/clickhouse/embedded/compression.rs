@@ -83,7 +83,7 @@ pub fn decoder(encoding: Encoding, source: impl Read + 'static) -> Box<dyn Read>
     }
 }
 
-/// LZ4 frames, one after the other: clients send one for each block of rows.
+/// LZ4 frames, one after another: clients send one for each block of rows.
 struct Lz4Frames<R: BufRead>(FrameDecoder<R>);
 
 impl<R: BufRead> Read for Lz4Frames<R> {
@@ -97,7 +97,7 @@ impl<R: BufRead> Read for Lz4Frames<R> {
     }
 }
 
-/// Zstandard frames, one after the other.
+/// Zstandard frames, one after another.
 enum ZstdFrames<R: BufRead> {
     Between(R),
     Within(Box<StreamingDecoder<R, ruzstd::decoding::FrameDecoder>>),
@@ -160,7 +160,7 @@ impl<R: BufRead> Blocks<R> {
         }
         let mut block = header.to_vec();
         let body = (compressed - HEADER_BYTES) as u64;
-        // Not allocated ahead: the size is the client's word.
+        // Not allocated in advance: the client only claims the size.
         (&mut self.source).take(body).read_to_end(&mut block)?;
         if block.len() != compressed {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -233,8 +233,8 @@ impl Encoder {
         }
     }
 
-    /// The bytes to send for a piece, flushed, so that a client sees every row that
-    /// the engine has found.
+    /// The bytes to send for a piece, flushed so that a client sees every row that the
+    /// engine has found.
     pub fn encode(&mut self, piece: Bytes) -> io::Result<Bytes> {
         match self {
             Self::Identity => Ok(piece),
@@ -275,8 +275,8 @@ fn block(piece: &[u8]) -> Bytes {
     block.into()
 }
 
-/// Of header and data. ClickHouse writes the hash's upper half first, each half in
-/// little endian.
+/// The checksum of header and data. ClickHouse writes the hash's upper half first, each
+/// half in little endian.
 fn checksum_of(header_and_data: &[u8]) -> [u8; CHECKSUM_BYTES] {
     let hash = cityhash_rs::cityhash_102_128(header_and_data);
     hash.rotate_right(64).to_le_bytes()
@@ -337,7 +337,8 @@ mod tests {
     fn a_body_that_breaks_off_is_an_error() {
         for encoding in [Encoding::Blocks, Encoding::Lz4, Encoding::Gzip] {
             let mut packed = pack(encoding, &[b"one", b"two"]);
-            // Into the last piece: of a lost end mark alone, LZ4's decoder says nothing.
+            // Cuts into the last piece: if only the end mark is lost, LZ4's decoder says
+            // nothing.
             packed.truncate(packed.len() - 6);
             assert!(unpack(encoding, packed).is_err(), "{encoding:?}");
         }

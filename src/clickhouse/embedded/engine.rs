@@ -1,8 +1,8 @@
 //! The engine in this process: opened once, a connection for every request, closed
 //! in the order that libchdb demands.
 //!
-//! Nothing of a request can leak into the next one, since no two share a
-//! connection; opening one takes 0.3 ms.
+//! Nothing can leak from one request into the next, since no two share a connection;
+//! opening one takes 0.3 ms.
 
 use std::ffi::CString;
 use std::fs::{self, File, TryLockError};
@@ -19,8 +19,8 @@ use tracing::{debug, warn};
 use super::exception::Exception;
 use super::libchdb::{Connection, Library, OpenError, Statement};
 
-/// Each holds a thread of tokio's blocking pool (512 by default), so that this
-/// leaves room for whatever else blocks.
+/// Each holds a thread of tokio's blocking pool (512 by default), so this leaves room
+/// for whatever else blocks.
 const MAX_CONCURRENT_QUERIES: u32 = 256;
 
 /// How long queries have to notice that they were killed; they look about once a
@@ -155,7 +155,7 @@ impl Engine {
     }
 
     /// Kills the SELECT of a request whose client is gone. A stream cannot be
-    /// cancelled from another thread while it computes. What writes goes on, as in
+    /// cancelled from another thread while it computes. What writes continues, as in
     /// ClickHouse. Blocks.
     pub fn kill(&self, tag: &str) {
         self.kill_where(&format!(
@@ -175,7 +175,7 @@ impl Engine {
         }
     }
 
-    /// Ends what still runs, closes every connection and stops the engine; the
+    /// Ends what is still running, closes every connection and stops the engine; the
     /// process aborts at its exit if a connection is open then.
     pub async fn close(self) {
         let all = MAX_CONCURRENT_QUERIES;
@@ -185,7 +185,7 @@ impl Engine {
                 .await
                 .is_err()
             {
-                warn!("cannot kill the queries that still run");
+                warn!("cannot kill the queries that are still running");
             }
         }
         let idle = timeout(
@@ -194,7 +194,7 @@ impl Engine {
         )
         .await;
         if !matches!(idle, Ok(Ok(_))) {
-            warn!("queries still run, the engine is not stopped cleanly");
+            warn!("queries are still running, the engine is not stopped cleanly");
             return;
         }
         self.inner.permits.close();

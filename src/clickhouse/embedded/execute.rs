@@ -12,7 +12,7 @@ use super::formats::Header;
 use super::libchdb::{self, Connection, QueryResult, Statistics};
 use super::statement::Statement;
 
-/// Within these bytes an INSERT's rows must begin; ClickHouse's `max_query_size`.
+/// An INSERT's rows must begin within these bytes; ClickHouse's `max_query_size`.
 const MAX_INSERT_TEXT_BYTES: u64 = 256 * 1024;
 
 /// A bound for memory. The engine's own limit, `max_query_size`, is lower and can
@@ -25,7 +25,7 @@ const APPEND_BYTES: usize = 1024 * 1024;
 /// Pieces of a result that was computed as a whole.
 const PIECE_BYTES: usize = 1024 * 1024;
 
-/// What a request asks for, beside its body.
+/// What a request asks for, apart from its body.
 #[derive(Debug, Default)]
 pub struct Request {
     /// The query in the URL; the body follows it.
@@ -42,7 +42,7 @@ pub struct Request {
     pub tag: String,
 }
 
-/// Rows sent beside a query, as a temporary table.
+/// Rows sent along with a query, as a temporary table.
 #[derive(Debug)]
 pub struct ExternalTable {
     pub name: String,
@@ -94,8 +94,8 @@ impl From<io::Error> for Stop {
 }
 
 /// Runs the request, sends what it produces, and returns the last word, unless nobody
-/// is there to take it. An INSERT whose body breaks off is cancelled, a SELECT whose
-/// output nobody takes as well.
+/// is there to take it. An INSERT whose body breaks off is cancelled, and so is a
+/// SELECT whose output nobody takes.
 pub fn execute(
     connection: &mut Connection,
     request: &Request,

@@ -34,11 +34,11 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 /// with ClickHouse's `buffer_size`.
 const RESPONSE_BUFFER_BYTES: usize = 1024 * 1024;
 
-/// A form is read whole, other bodies are streamed and have no limit.
+/// A form is read as a whole; other bodies are streamed and have no limit.
 const MAX_FORM_BYTES: usize = 256 * 1024 * 1024;
 
-/// hyper throws away what it has not yet written when a body fails, so that the text
-/// of an exception needs a moment's lead on the cut.
+/// hyper throws away what it has not yet written when a body fails, so the text of an
+/// exception needs a moment before the cut.
 const FLUSH_TIME: Duration = Duration::from_millis(100);
 
 #[derive(Clone)]
@@ -230,14 +230,14 @@ fn summary(statistics: Option<Statistics>) -> String {
     .to_string()
 }
 
-/// The rest of a response whose beginning is on its way.
+/// The rest of a response whose beginning has been sent.
 enum Rest {
     Open {
         running: Running,
         encoder: Encoder,
         tag: String,
     },
-    /// Cut off, which tells the clients that do not look for exceptions.
+    /// Cut off, which shows it to clients that do not look for exceptions.
     Broken,
     Ended,
 }

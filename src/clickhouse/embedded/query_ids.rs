@@ -1,7 +1,7 @@
-//! The ids of the queries that run. A client that repeats a query whose connection
-//! broke gives it the same id, so that it cannot run beside its first attempt.
+//! The ids of running queries. A client that repeats a query whose connection broke
+//! gives it the same id, so that it cannot run alongside its first attempt.
 //!
-//! They are kept here since the engine takes no ids.
+//! They are kept here because the engine takes no ids.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -22,7 +22,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Compares digests, so that the time taken tells nothing about the password.
+    /// Compares digests, so that the time taken says nothing about the password.
     fn check(&self, user: &str, password: &str) -> Result<(), Exception> {
         let expected = Sha256::digest(self.password.expose_secret());
         if user == self.user && Sha256::digest(password) == expected {

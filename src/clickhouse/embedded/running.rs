@@ -30,8 +30,8 @@ const DRAIN_TIME: Duration = Duration::from_secs(5);
 /// Pieces of a body on their way to or from the engine. More would only be memory.
 const PIECES_IN_FLIGHT: usize = 4;
 
-/// Moves a body to the engine, no faster than it reads. The body's end is said
-/// outright, so that a body that breaks off is never taken for a complete one.
+/// Moves a body to the engine, no faster than it reads. The body's end is sent
+/// explicitly, so that a body that breaks off is never taken for a complete one.
 pub async fn pump(body: Body, to: mpsc::Sender<BodyPiece>, cut_off: &CancellationToken) {
     let mut body = body.into_data_stream();
     let wanted = tokio::select! {
@@ -167,7 +167,7 @@ impl Running {
                 Err(exception) => Some(Output::Failed(exception)),
             };
             if let Some(last) = last {
-                // Whoever is gone needs no last word.
+                // A client that is gone needs no last word.
                 let _ = to_output.blocking_send(last);
             }
         });
@@ -180,7 +180,7 @@ impl Running {
             () = self.cut_off.cancelled() => None,
         };
         let output = output.unwrap_or_else(|| {
-            let message = "The server stops, or the query's thread ended";
+            let message = "The server is stopping, or the query's thread has ended";
             Output::Failed(Exception::new(236, "ABORTED", message))
         });
         self.ended = matches!(output, Output::Done(_) | Output::Failed(_));

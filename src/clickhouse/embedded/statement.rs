@@ -139,8 +139,8 @@ fn output_format(text: &[u8], tokens: &[Token]) -> Option<String> {
     (index > 0 && last).then(|| name.text(text).into_owned())
 }
 
-/// Rows begin after the line's end if nothing but blanks stands before it, and at
-/// the first other byte otherwise.
+/// Rows begin after the line's end if nothing but blanks comes before it, and at the
+/// first other byte otherwise.
 fn skip_to_data(text: &[u8], format_end: usize) -> usize {
     let mut at = format_end;
     while matches!(text.get(at), Some(b' ' | b'\t' | b'\x0c')) {
@@ -222,8 +222,8 @@ impl<'a> Tokens<'a> {
         }
     }
 
-    /// Moves behind a quoted text. A doubled quote is read as two texts, which comes
-    /// to the same.
+    /// Moves past a quoted text. A doubled quote is read as two texts, which comes to
+    /// the same thing.
     fn skip_quoted(&mut self, quote: u8) {
         self.at += 1;
         while let Some(&byte) = self.text.get(self.at) {

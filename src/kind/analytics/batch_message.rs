@@ -1,4 +1,4 @@
-//! The events of a batch message, one after the other.
+//! The events of a batch message, one after another.
 //!
 //! A message of 8 MiB may hold four million of them. A list, as prost makes it, would
 //! take 32 bytes for each.
@@ -26,8 +26,8 @@ pub fn count(payload: &[u8]) -> Result<usize, DecodeError> {
     Ok(count)
 }
 
-/// The bytes of each event. They end where the message cannot be read, which
-/// [`count`] finds out before.
+/// The bytes of each event. They end where the message cannot be read, which [`count`]
+/// finds out beforehand.
 pub fn events(payload: &Bytes) -> impl Iterator<Item = Bytes> {
     let mut rest = payload.as_ref();
     std::iter::from_fn(move || {
@@ -47,7 +47,7 @@ fn next<'a>(rest: &mut &'a [u8]) -> Result<Option<&'a [u8]>, DecodeError> {
         check_wire_type(WireType::LengthDelimited, wire_type)?;
         let mut event = *rest;
         let length = decode_varint(&mut event)?;
-        // Also sees that all of it is there.
+        // This also checks that all of it is there.
         skip_field(wire_type, tag, rest, DecodeContext::default())?;
         return Ok(Some(&event[..length as usize]));
     }
@@ -64,7 +64,8 @@ mod tests {
     use super::*;
     use crate::kind::analytics::BatchMessage;
 
-    /// A field of a message: mostly an event, else something that may be skipped, or not.
+    /// A field of a message: mostly an event, otherwise something that may be skipped, or
+    /// not.
     fn field() -> impl Strategy<Value = Vec<u8>> {
         let event = |bytes: Vec<u8>| {
             let events = vec![bytes.into()];

@@ -9,7 +9,7 @@ use crate::event::Source;
 use crate::pb::analytics_event::EventType;
 use crate::pb::{EventContext, GeoLocation, SystemInfo};
 
-/// A decoded event with what the stream knows of the message that carried it.
+/// A decoded event with what the stream knows about the message that carried it.
 #[derive(Debug)]
 pub struct Event<'a> {
     pub source: &'a Source,

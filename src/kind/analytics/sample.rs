@@ -1,5 +1,5 @@
-//! Events as a chat product in use would send them, for trying things out and
-//! for load: made up, the same for the same seed, and nobody's data.
+//! Events as a chat product in use would send them, for trying things out and for load:
+//! made up, the same for the same seed, and nobody's data.
 
 mod client;
 
@@ -306,7 +306,7 @@ fn spread(range: std::ops::RangeInclusive<i32>, rng: &mut SmallRng) -> i32 {
     (low * (high / low).powf(rng.random())) as i32
 }
 
-/// How long a file of this many bytes is on its way, at 0.5 to 12 MB/s.
+/// How long a file of this many bytes takes to transfer, at 0.5 to 12 MB/s.
 fn transfer_ms(bytes: i32, rng: &mut SmallRng) -> i32 {
     30 + bytes / spread(500..=12_000, rng)
 }

@@ -31,7 +31,7 @@ fn range(first: u64, last: u64) -> Range {
     }
 }
 
-/// The batches that came to their ends.
+/// The batches that have ended.
 fn ended(cuts: impl IntoIterator<Item = Cut>) -> Vec<Batch> {
     let ends = cuts.into_iter().filter_map(|cut| match cut {
         Cut::End(batch) => Some(batch),
@@ -86,7 +86,7 @@ fn a_batch_ends_before_a_message_that_would_be_too_much_for_it() {
     let complete = ended(batcher.push(message(3), 2, now));
     assert_eq!(bounds(&complete), [(1, 2)]);
     assert_eq!((complete[0].rows, complete[0].flush), (9, Flush::Rows));
-    // What does not fit beside anything is alone.
+    // What fits with nothing else is alone.
     let complete = ended(batcher.push(message(4), 10, now));
     assert_eq!(bounds(&complete), [(3, 3), (4, 4)]);
 
@@ -106,7 +106,7 @@ fn a_batch_ends_before_a_message_that_would_be_too_much_for_it() {
     assert_eq!(complete[0].flush, Flush::Bytes);
 }
 
-/// A message with a header of so many bytes.
+/// A message with a header of `bytes` bytes.
 fn with_header(sequence: u64, bytes: usize) -> Message {
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("h", "x".repeat(bytes));
@@ -131,7 +131,7 @@ fn headers_count_for_each_row_that_has_them() {
     assert!(ended(batcher.push(with_header(2, 1_000), 500, now)).is_empty());
     let complete = ended(batcher.push(with_header(3, 1_000), 500, now));
     assert_eq!(bounds(&complete), [(1, 2)]);
-    // For the metrics they are what came.
+    // For the metrics, they count as they came.
     assert_eq!(complete[0].bytes, 2 * with_header(1, 1_000).size());
 }
 
@@ -204,7 +204,7 @@ fn recorded_ranges_are_cut_exactly_where_they_were() {
     assert_eq!(complete[0].rows, 3);
     assert!(ended(batcher.push(message(4), 1, now)).is_empty());
     assert_eq!(bounds(&ended(batcher.push(message(5), 1, now))), [(4, 5)]);
-    // From here on the limits count again.
+    // From here on, the limits apply again.
     assert_eq!(bounds(&ended(batcher.push(message(6), 1, now))), [(6, 6)]);
 }
 

@@ -1,4 +1,4 @@
-//! The durable consumer, as it is made.
+//! The durable consumer, as it is created.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use super::ConsumeError;
 use crate::nats::StreamSpec;
 
 /// JetStream sends again what is not acknowledged for this long. Nothing needs
-/// it: what was lost on the way is read again from the checkpoint. So it is longer
-/// than ClickHouse may be away without a storm of repeats.
+/// it: what was lost on the way is read again from the checkpoint. So it is long enough
+/// for ClickHouse to be away without a storm of repeats.
 const ACK_WAIT: Duration = Duration::from_secs(24 * 3600);
 
-/// What the durable consumer is made from.
+/// What the durable consumer is created from.
 #[derive(Debug, Clone)]
 pub struct Durable {
     /// The durable's name.
@@ -34,7 +34,7 @@ impl Durable {
     }
 }
 
-/// Makes the durable, which must be missing, to read after the sequence `last`.
+/// Creates the durable, which must be missing, to read after the sequence `last`.
 pub async fn create(
     stream: &Stream,
     durable: &Durable,
@@ -59,7 +59,7 @@ fn config(durable: &Durable, last: u64) -> pull::Config {
         deliver_policy: DeliverPolicy::ByStartSequence {
             start_sequence: last + 1,
         },
-        // One acknowledgement a batch.
+        // One acknowledgement per batch.
         ack_policy: AckPolicy::All,
         ack_wait: ACK_WAIT,
         // The daemon bounds what is in flight itself, by bytes.

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 /// Gaps in the sequences, in stream order.
 #[derive(Debug)]
 pub struct Gaps {
-    /// Whether a sequence that the consumer passes over is gone, and does not just have a
+    /// Whether a sequence that the consumer passes over is gone, rather than that of a
     /// message on another subject.
     reads_whole_stream: bool,
     /// `None` while nobody asks for them.
@@ -30,7 +30,8 @@ impl Gaps {
         self.reads_whole_stream && self.kept.is_some()
     }
 
-    /// The consumer went on from the message `last` to one that it passed others over for.
+    /// The consumer moved on from the message `last` to `next`, and passed over those in
+    /// between.
     pub fn passed_over(&mut self, last: u64, next: u64) {
         if self.reads_whole_stream && next > last + 1 {
             self.dropped(last, next - 1);
@@ -47,12 +48,12 @@ impl Gaps {
         }
     }
 
-    /// The first one since they were taken last.
+    /// The first one since they were last taken.
     pub fn first(&self) -> Option<RangeInclusive<u64>> {
         self.kept.as_ref()?.first().cloned()
     }
 
-    /// All since they were taken last.
+    /// All since they were last taken.
     pub fn take(&mut self) -> Vec<RangeInclusive<u64>> {
         self.kept.as_mut().map(std::mem::take).unwrap_or_default()
     }

@@ -1,5 +1,5 @@
-//! What JetStream says of a message: it stands in the subject that its
-//! acknowledgement goes to.
+//! What JetStream says about a message: it is in the subject that its acknowledgement
+//! goes to.
 //!
 //! Source: ADR-15 of the NATS architecture. async-nats reads it, too, at four times
 //! the cost, which is a twentieth of all that the daemon does.
@@ -14,7 +14,7 @@ pub struct Metadata {
     pub consumer_sequence: u64,
     /// Nanoseconds since the Unix epoch.
     pub stored_at: i64,
-    /// Messages that follow for the consumer.
+    /// Messages that are still to come for the consumer.
     pub pending: u64,
 }
 

@@ -47,7 +47,7 @@ fn batch() -> Batch {
     one_batch(messages, 1)
 }
 
-/// A batch of messages that become so many rows each, with the messages of its chunks.
+/// A batch of messages that become `rows` rows each, with the messages of its chunks.
 fn one_batch(messages: Vec<Message>, rows: usize) -> Batch {
     let mut batcher = Batcher::new(limits(messages.len() * rows), []);
     let push = |message| batcher.push(message, rows, Instant::now());
@@ -141,7 +141,7 @@ fn a_batch_keeps_what_its_end_needs() {
     assert_eq!(summary.rows(), MESSAGES as usize);
 }
 
-/// A batch message of so many events, each a dead letter.
+/// A batch message of `events` events, each a dead letter.
 fn letters(sequence: u64, events: usize, header: &str) -> Message {
     let mut headers = HeaderMap::new();
     headers.insert("h", header);

@@ -14,7 +14,7 @@ use crate::lane::encode::{Content, Encoded, Encoder, Piece};
 /// which names them, has to stay small.
 const MOST_WAITING: usize = 256;
 
-/// What a dead letter says whose refusal was before a restart.
+/// What a dead letter says when its refusal was before a restart.
 const REFUSED: &str = "ClickHouse refuses the row";
 
 /// A part on its way.
@@ -87,8 +87,8 @@ pub fn whole(piece: &Piece) -> Vec<Part> {
     parts.into_iter().flatten().collect()
 }
 
-/// How a batch is recorded that was not before. Empty: as a whole. `may_be_there` says
-/// that ClickHouse may hold something of it already.
+/// How a batch that was not recorded before is recorded. Empty: as a whole.
+/// `may_be_there` says that ClickHouse may hold something of it already.
 pub fn first_parts(batch: &Encoded, may_be_there: bool) -> Vec<Part> {
     match &batch.content {
         Content::Messages(_) => everything(&batch.summary.range),
@@ -178,8 +178,8 @@ pub fn all_again(steps: &mut VecDeque<Step>) {
 }
 
 /// The first step, which ClickHouse refused, becomes its halves, or a dead letter
-/// when it is one row. They are counted before they are sent: something of them may
-/// be stored after all.
+/// when it is one row. They are counted before they are sent: some of them may be
+/// stored after all.
 pub fn split(steps: &mut VecDeque<Step>, piece: &Piece, error: String) {
     let Some(refused) = steps.pop_front() else {
         return;

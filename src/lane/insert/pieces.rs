@@ -1,10 +1,10 @@
-//! Storing a batch whose rows are too many to be held at a time: piece by piece, each
+//! Storing a batch whose rows are too many to be held at once: piece by piece, each
 //! decoded when its turn comes.
 //!
 //! The cuts follow from the messages alone, and a part of a piece is named by its own
 //! first and last row: the same pieces have the same tokens after a restart. The record
 //! has what is left: the parts of the piece that is being stored, as they are sent, and
-//! the rest behind them.
+//! the rest after them.
 
 use super::parts::{Step, divide, everything, narrowed};
 use super::{Inserter, Storing};
@@ -96,11 +96,11 @@ mod tests {
         };
         let parts = everything(&range);
         let parts: Vec<_> = parts.iter().map(|part| narrowed(part, &piece())).collect();
-        // An event that is refused is a dead letter, too: no token may be both's.
+        // An event that is refused is a dead letter, too: the two must not share a token.
         let letters = part(Rows::DeadLetters, 0, 4, 1);
         let events = part(Rows::Events, 1, 2, 1);
         assert_eq!(parts, [Some(letters), Some(events)]);
-        // As it stands in the record after a restart.
+        // As the record has it after a restart.
         assert_eq!(narrowed(&events, &piece()), Some(events));
         assert_eq!(narrowed(&part(Rows::Events, 3, 9, 1), &piece()), None);
         // The token of the first attempt is that of the whole range.

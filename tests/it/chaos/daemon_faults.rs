@@ -14,9 +14,9 @@ pub enum Fault {
     KillAll,
     Stop,
     FreezeShortly,
-    /// Another takes over meanwhile, and the frozen one goes on in ignorance of it.
+    /// Another one takes over meanwhile, and the frozen one continues unaware of it.
     FreezePastLease,
-    /// The same, stopped by itself at any of the steps.
+    /// The same, but it stops itself, at any of the steps.
     FreezeAtStep,
     /// While ClickHouse is killed again and again, which is what makes it recount.
     KillInRecount(Step),
@@ -24,7 +24,7 @@ pub enum Fault {
     MoveTable,
     SetClockBack,
     RestoreStream,
-    /// `verify --repair` while the daemons work.
+    /// `verify --repair` while the daemons are running.
     Repair,
 }
 
@@ -58,13 +58,14 @@ pub const LATER: &[(Fault, u32)] = &[
     (Fault::FreezeInRecount, 3),
 ];
 
-/// Restores of the stream in a run: each takes seconds, and the longer the more there is.
+/// Restores of the stream in a run: each takes seconds, and the more there is, the longer
+/// it takes.
 const RESTORES: u64 = 2;
 
 const STREAM_RESTORED: &str = "stream restored";
 
 impl Daemons {
-    /// Breaks one after another until the plan ends; all run then.
+    /// Breaks one after another until the plan ends; then all of them are running.
     pub async fn break_by(&mut self, mut plan: Plan<Fault>, maintenance: Maintenance<'_, '_>) {
         while let Some(fault) = plan.next() {
             self.revive();
@@ -146,7 +147,7 @@ impl Daemons {
         }
     }
 
-    /// Ends both, mostly so that what is in flight is left to the next.
+    /// Ends both, mostly so that what is in flight is left to the next one.
     async fn end_all(&mut self, active: usize, plan: &mut Plan<Fault>) {
         match plan.any_of(4) {
             0 => self.stop(active).await,
@@ -207,7 +208,7 @@ impl Daemons {
         }
     }
 
-    /// Kills ClickHouse, which the daemon answers with a recount when that hit an insert,
+    /// Kills ClickHouse, to which the daemon reacts with a recount if that hit an insert,
     /// until the daemon has struck itself.
     async fn provoke(
         &mut self,

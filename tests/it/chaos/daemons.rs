@@ -20,15 +20,15 @@ use crate::support::proxy::Proxy;
 pub const COUNT: usize = 2;
 
 /// Small batches, so that one is always on its way; a lease that a fault can outlast, and
-/// an insert that a stalled connection can.
+/// an insert timeout that a stalled connection can.
 const ANALYTICS: &str = "batch_size: 300, flush_interval_seconds: 0.2, max_in_flight: 2, \
      lease_timeout_seconds: 2, insert_timeout_seconds: 5";
 
-/// How long to wait for what follows from a fault when nothing else is broken. It goes on
-/// without it: what is broken meanwhile may last longer.
+/// How long to wait for what follows from a fault when nothing else is broken. The run
+/// continues without it: what is broken meanwhile may last longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What lies between a daemon and its servers.
+/// What is between a daemon and its servers.
 pub struct Links {
     pub nats: Proxy,
     pub clickhouse: Proxy,
@@ -63,7 +63,7 @@ impl Instance {
         }
     }
 
-    /// Once the one before has ended.
+    /// Once the previous one has ended.
     fn start_again(&mut self, variables: &[(&str, &str)]) {
         let second_lane = (lane::VARIABLE, self.second_lane.as_str());
         let variables = [variables, &[second_lane]].concat();
@@ -116,7 +116,7 @@ impl Daemons {
         plan: &mut Plan<Fault>,
     ) -> usize {
         let standby = self.other_than(active);
-        // A recount comes seldom enough.
+        // A recount happens seldom enough.
         let passes = if Step::OF_A_BATCH.contains(&step) {
             3
         } else {
@@ -153,7 +153,7 @@ impl Daemons {
         }
     }
 
-    /// Lets a frozen one go on once it has been replaced.
+    /// Lets a frozen one continue once it has been replaced.
     pub async fn thaw_after_takeover(&mut self, frozen: usize, plan: &mut Plan<Fault>, at: &str) {
         let replaced = self.someone_active(Some(frozen)).await.is_some();
         plan.pause(0, 1000).await;
@@ -165,7 +165,7 @@ impl Daemons {
         });
     }
 
-    /// Waits for its end; ends it where that does not come by itself.
+    /// Waits for it to end; ends it if it does not end by itself.
     pub async fn end_of(&mut self, number: usize) -> bool {
         let daemon = &mut self.instances[number].daemon;
         let ended = within(PATIENCE, async || daemon.status()).await.is_some();

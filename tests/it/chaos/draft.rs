@@ -1,5 +1,5 @@
-//! What the publishers write, and what has to come of it. The rules stand here once
-//! more, on purpose: an oracle that asked the daemon's decoder would agree with it.
+//! What the publishers write, and what has to come of it. The rules are repeated here
+//! on purpose: an oracle that asked the daemon's decoder would agree with it.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +18,7 @@ pub struct Draft {
     pub subject: String,
     pub payload: Vec<u8>,
     /// The rows that have to come of it: place in the message, and the row's id where
-    /// the producer decides on that.
+    /// the producer decides it.
     pub events: Vec<(u32, Option<Uuid>)>,
     /// The dead letters that have to come of it: place in the message, and the reason.
     pub dead_letters: Vec<(u32, &'static str)>,
@@ -31,7 +31,7 @@ struct Batch {
     events: Vec<Vec<u8>>,
 }
 
-/// Bytes that are one event of a batch or the whole of a message, and their fate.
+/// Bytes that are one event of a batch or a whole message, and their fate.
 struct Written {
     subject: String,
     bytes: Vec<u8>,
@@ -83,7 +83,8 @@ impl Author {
         }
     }
 
-    /// Up to 30 events in one message, possibly none; or what is no batch at all.
+    /// Up to 30 events in one message, possibly none; or something that is not a batch at
+    /// all.
     fn batch(&mut self, id: Uuid) -> Draft {
         let mut draft = Draft {
             id: id.to_string(),
@@ -110,7 +111,8 @@ impl Author {
         draft
     }
 
-    /// Nearly always an event; of a type that nobody knows yet, or bad, now and then.
+    /// Nearly always an event; now and then one of a type that nobody knows yet, or a bad
+    /// one.
     fn event(&mut self) -> Written {
         let moment = self.moment();
         let sample = self.population.event(moment, None);

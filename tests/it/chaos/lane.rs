@@ -20,14 +20,14 @@ pub const FIRST: Lane = Lane {
     has_operators_views: true,
 };
 
-/// The one that daemons have for tests alone.
+/// The one that daemons have only for tests.
 pub const SECOND: Lane = Lane {
     stream: "SECOND",
     prefix: "second.",
     has_operators_views: false,
 };
 
-/// What tells a daemon of the second lane.
+/// What tells a daemon about the second lane.
 pub const VARIABLE: &str = "ANALYTICS_SECOND_LANE";
 
 /// The name of the second lane's database.

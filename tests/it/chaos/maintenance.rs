@@ -14,7 +14,7 @@ use crate::support::backup::{backup, restore, restored};
 use crate::support::nats::Nats;
 use crate::support::restricted::{EVERYTHING, RestrictedClickHouse};
 
-/// The servers, each broken or worked on by one at a time.
+/// The servers, each broken or worked on by one task at a time.
 pub struct Shared<'a> {
     pub clickhouse: Mutex<&'a mut RestrictedClickHouse>,
     pub nats: Mutex<&'a mut Nats>,
@@ -25,7 +25,7 @@ pub struct Maintenance<'a, 'b> {
     pub publishers: &'a Publishers,
     pub sql: clickhouse::Client,
     pub database: String,
-    /// What ClickHouse's user may do but for maintenance.
+    /// What ClickHouse's user may do, except during maintenance.
     pub grants: &'a [String],
 }
 
@@ -43,8 +43,8 @@ const TABLES: [&str; 9] = [
 ];
 
 impl<'b> Maintenance<'_, 'b> {
-    /// Replaces a table by a copy that has all of its rows and knows no token, as moving it
-    /// to other disks or from a backup would. Returns its name.
+    /// Replaces a table with a copy that has all of its rows and knows no token, as moving
+    /// it to other disks or restoring it from a backup would. Returns its name.
     pub async fn move_a_table<F: Copy + Debug>(&self, plan: &mut Plan<F>) -> String {
         let table = match plan.any_of(2) {
             0 => "{database}.analytics_events",
@@ -55,7 +55,7 @@ impl<'b> Maintenance<'_, 'b> {
         let moved = format!("{table}_moved");
         let mut clickhouse = self.servers.clickhouse.lock().await;
         clickhouse.grant(&[EVERYTHING.to_owned()]);
-        // Ends what a daemon that is gone has sent and nobody waits for.
+        // Ends what a daemon that is gone has sent and nobody is waiting for.
         clickhouse.kill_and_start_again(Duration::ZERO).await;
         self.run(&format!("CREATE TABLE {moved} AS {table}")).await;
         for partition in self.partitions(&table).await {
@@ -86,8 +86,9 @@ impl<'b> Maintenance<'_, 'b> {
         clickhouse.kill_and_start_again(Duration::ZERO).await;
     }
 
-    /// Makes the checkpoint say that JetStream stored everything later than it says itself,
-    /// by anything from a millisecond to hours. Returns how many ranges are in flight.
+    /// Makes the checkpoint say that JetStream stored everything later than JetStream
+    /// itself says, by anything from a millisecond to hours. Returns how many ranges are in
+    /// flight.
     pub async fn set_clock_back<F: Copy + Debug>(&self, plan: &mut Plan<F>) -> Option<usize> {
         let most = 10_u64.pow(1 + plan.any_of(7) as u32);
         let shift = plan.between(1, most);
@@ -109,7 +110,7 @@ impl<'b> Maintenance<'_, 'b> {
         restored(&client, &backup).await;
     }
 
-    /// NATS, which answers, and is left alone for as long as this is held.
+    /// NATS, which answers and is left alone for as long as this is held.
     async fn nats(&self) -> MutexGuard<'_, &'b mut Nats> {
         let nats = self.servers.nats.lock().await;
         nats.is_back().await;

@@ -3,12 +3,12 @@
 
 use crate::support::World;
 
-/// What the operator grants the daemon's user beside the guide's. Views of
+/// What the operator grants the daemon's user in addition to the guide's grants. Views of
 /// `analytics_events` lead into this database: to insert is to insert there, too, and a day
 /// of a view that has lost rows is compared, and swapped or deleted, there.
 pub const GRANT: &str = "GRANT SELECT, INSERT, ALTER DELETE ON operators.* TO analytics";
 
-/// Each target has the window that the daemon asks for, but for the last one's, which gets
+/// Each target has the window that the daemon asks for, except the last one's, which gets
 /// it below.
 const SET_UP: [&str; 16] = [
     "CREATE DATABASE operators",
@@ -19,7 +19,7 @@ const SET_UP: [&str; 16] = [
     "CREATE MATERIALIZED VIEW operators.clients_mv TO operators.clients AS
      SELECT toDate(server_ts) AS date, client_id, count() AS events
      FROM {database}.analytics_events GROUP BY date, client_id",
-    // A view of what another view fills, a row each.
+    // A view of what another view fills, one row each.
     "CREATE TABLE error_users (date Date, error_type LowCardinality(String), user_id String)
      ENGINE = MergeTree PARTITION BY date ORDER BY (date, error_type)
      SETTINGS non_replicated_deduplication_window = 10000",
@@ -31,7 +31,7 @@ const SET_UP: [&str; 16] = [
      SETTINGS non_replicated_deduplication_window = 10000",
     "CREATE MATERIALIZED VIEW events_by_day_mv TO events_by_day AS
      SELECT date, sum(count) AS events FROM event_counts_by_type GROUP BY date",
-    // One target for the events and for what the operator brings from elsewhere.
+    // One target for the events and for what the operator adds from elsewhere.
     "CREATE TABLE operators.activity (date Date, source LowCardinality(String), name String, events UInt64)
      ENGINE = SummingMergeTree(events) PARTITION BY date ORDER BY (date, source, name)
      SETTINGS non_replicated_deduplication_window = 10000",
@@ -48,7 +48,7 @@ const SET_UP: [&str; 16] = [
      SELECT today() - number % 4, 'import ' || toString(number % 100), 1 + number FROM numbers(1000)",
     "INSERT INTO operators.imports
      SELECT today() - number % 4, 'later import ' || toString(number % 10), 1 FROM numbers(100)",
-    // Without TO: ClickHouse makes the target, and names it.
+    // Without TO: ClickHouse creates the target, and names it.
     "CREATE MATERIALIZED VIEW users_by_browser (date Date, browser LowCardinality(String), events UInt64)
      ENGINE = SummingMergeTree(events) PARTITION BY date ORDER BY (date, browser) AS
      SELECT toDate(server_ts) AS date, system_browser AS browser, count() AS events
@@ -57,7 +57,7 @@ const SET_UP: [&str; 16] = [
     "ALTER TABLE operators.imports MODIFY SETTING old_parts_lifetime = 1",
 ];
 
-/// What each of them says, and the same counted from the events. Of those that the daemon
+/// What each of them says, and the same counted from the events. In those that the daemon
 /// cannot compare, what a killed ClickHouse has lost stays lost; but nothing of the operator's
 /// own may be missing or there twice.
 pub const VIEWS: [(&str, &str); 4] = [

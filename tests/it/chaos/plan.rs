@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 /// Each kind of fault once, in order, then any, some more often than others, until the
-/// time is over.
+/// time is up.
 pub struct Plan<F> {
     kinds: Vec<(F, u32)>,
     first_round: VecDeque<F>,
@@ -74,7 +74,7 @@ impl<F: Copy + Debug> Plan<F> {
     }
 }
 
-/// What was broken how often, said as it happens.
+/// What was broken and how often, reported as it happens.
 pub struct Tally {
     started: Instant,
     counts: Mutex<BTreeMap<String, u64>>,

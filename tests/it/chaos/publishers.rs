@@ -25,7 +25,7 @@ pub type Place = (u64, u32);
 #[derive(Default)]
 pub struct Ledger {
     pub messages: u64,
-    /// With the row's id where the producer decided on it.
+    /// With the row's id where the producer decided it.
     pub events: HashMap<Place, Option<Uuid>>,
     /// With the reason.
     pub dead_letters: BTreeMap<Place, &'static str>,
@@ -47,9 +47,9 @@ impl Ledger {
 #[derive(Clone, Copy)]
 pub struct Traffic {
     pub seed: u64,
-    /// Messages a second, of all publishers together.
+    /// Messages per second, of all publishers together.
     pub rate: u32,
-    /// Days that the events happened on.
+    /// Number of days on which the events happened.
     pub days: u64,
     pub lane: Lane,
 }
@@ -59,7 +59,7 @@ const PUBLISHERS: u32 = 3;
 /// Messages of one publisher that wait for their confirmation at a time.
 const WINDOW: usize = 200;
 
-/// Far longer than any outage, so that a message that is sent again is known again.
+/// Far longer than any outage, so that a message that is sent again is recognised.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(2 * 3600);
 
 pub struct Publishers {
@@ -71,7 +71,8 @@ pub struct Publishers {
 }
 
 impl Publishers {
-    /// Makes the stream, as the daemon would but for the duplicate window, and starts.
+    /// Creates the stream, as the daemon would except for the duplicate window, and
+    /// starts.
     pub async fn start(nats_url: &str, traffic: Traffic) -> Self {
         let stream = stream::Config {
             name: traffic.lane.stream.to_owned(),
@@ -89,7 +90,7 @@ impl Publishers {
         };
         for number in 0..PUBLISHERS {
             let mut jetstream = jetstream::new(connect(nats_url).await);
-            // An answer that is not there after this went down with a server.
+            // An answer that has not come by then went down with a server.
             jetstream.set_timeout(Duration::from_secs(2));
             if number == 0 {
                 jetstream.create_stream(&stream).await.unwrap();

@@ -1,4 +1,4 @@
-//! The daemon's checkpoint as it stands in its bucket, looked into and changed.
+//! The daemon's checkpoint as its bucket has it, looked into and changed.
 
 use async_nats::jetstream::{self, kv};
 use serde_json::Value;
@@ -17,9 +17,9 @@ async fn read(nats: &jetstream::Context) -> Option<(kv::Store, Value)> {
     Some((bucket, serde_json::from_slice(&record).ok()?))
 }
 
-/// Moves all storage times in the record, as if JetStream's clock had been ahead by as many
-/// nanoseconds when it was written. Returns how many ranges are in flight; nobody may write
-/// the record meanwhile.
+/// Moves all storage times in the record, as if JetStream's clock had been ahead by this
+/// many nanoseconds when it was written. Returns how many ranges are in flight; nobody may
+/// write the record meanwhile.
 pub async fn shift_times(nats: &jetstream::Context, nanoseconds: i64) -> Option<usize> {
     let (bucket, mut record) = read(nats).await?;
     shift(&mut record, nanoseconds);

@@ -1,5 +1,5 @@
-//! The table of a run: what was broken how often, what the daemons said of it, and what
-//! came of the events.
+//! The table of a run: what was broken and how often, what the daemons said about it,
+//! and what came of the events.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -19,7 +19,7 @@ const TOTALS: [&str; 7] = [
     "verify --repair run",
 ];
 
-/// What the daemons may say of a fault, and the part of the line that tells.
+/// What the daemons may say about a fault, and the part of the line that shows it.
 const SAID: [(&str, &str); 6] = [
     ("checkpoint taken over", "checkpoint taken over"),
     ("has been replaced", "has taken over"),

@@ -52,13 +52,13 @@ pub const FAULTS: &[(Fault, u32)] = &[
 
 pub struct Servers<'a, 'b> {
     pub shared: &'a Shared<'b>,
-    /// Of each daemon.
+    /// Those of each daemon.
     pub links: &'a [Links],
     pub tally: &'a Tally,
 }
 
 impl Servers<'_, '_> {
-    /// Breaks one after another until the plan ends; all is well then.
+    /// Breaks one after another until the plan ends; then all is well.
     pub async fn break_by(self, mut plan: Plan<Fault>) {
         while let Some(fault) = plan.next() {
             plan.pause(500, 3000).await;
@@ -152,7 +152,7 @@ fn absence(plan: &mut Plan<Fault>) -> Duration {
     }
 }
 
-/// The way of one daemon to the server, or of all.
+/// The way to the server of one daemon, or of all.
 fn affected<'a>(links: &'a [Links], which: Which, plan: &mut Plan<Fault>) -> Vec<&'a Proxy> {
     let chosen = plan.any_of(links.len() + 1);
     let numbered = links.iter().enumerate();

@@ -15,7 +15,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// On the way of every batch.
+    /// Those on the way of every batch.
     pub const OF_A_BATCH: [Self; 5] = [
         Self::AfterRecord,
         Self::DuringInsert,
@@ -24,11 +24,11 @@ impl Step {
         Self::BeforeAck,
     ];
 
-    /// Those that leave a batch of which the next daemon cannot know how far it came.
+    /// Those that leave a batch of which the next daemon cannot know how far it got.
     pub const IN_FLIGHT: [Self; 3] = [Self::AfterRecord, Self::DuringInsert, Self::AfterInsert];
 
-    /// On the way of a view's day that is compared with a recount, and of one that is
-    /// built again because it differs.
+    /// Those on the way of a view's day that is compared with a recount, and of one
+    /// that is built again because it differs.
     pub const OF_A_RECOUNT: [Self; 5] = [
         Self::AfterCompare,
         Self::AfterCreate,

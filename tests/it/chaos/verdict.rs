@@ -1,4 +1,4 @@
-//! What was stored, against what was confirmed.
+//! What was stored, compared with what was confirmed.
 
 use std::collections::HashMap;
 use std::fmt::{self, Display};
@@ -12,7 +12,7 @@ use super::operator;
 use super::publishers::{Ledger, Place};
 use crate::support::{LIMIT, World};
 
-/// Places named in a report: enough to look into the logs with.
+/// Places named in a report: enough to look for in the logs.
 const NAMED: usize = 20;
 
 #[derive(Row, Deserialize)]
@@ -36,7 +36,7 @@ pub struct Verdict {
     dead_letters: usize,
     lost: Vec<Place>,
     duplicated: Vec<Place>,
-    /// Rows that nothing confirmed explains, or with another id than the producer's.
+    /// Rows that nothing confirmed explains, or with an id other than the producer's.
     unexplained: Vec<Place>,
     views_wrong: Vec<String>,
     dead_letters_wrong: Vec<String>,
@@ -169,9 +169,9 @@ impl Display for Verdict {
 }
 
 /// Waits until everything is acknowledged and nothing moves; says what is left when
-/// nothing has moved for long.
+/// nothing has moved for a long time.
 async fn settle(world: &World, lane: Lane) -> Vec<String> {
-    /// Longer than the daemon is ever quiet with work at hand and both servers up.
+    /// Longer than the daemon is ever quiet with work to do and both servers up.
     const QUIET: Duration = Duration::from_secs(1);
 
     let jetstream = world.nats.jetstream().await;

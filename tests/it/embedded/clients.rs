@@ -107,7 +107,7 @@ async fn the_clickhouse_crate_inserts_formatted_bytes() {
     insert.send_compressed(block).await.unwrap();
     insert.end().await.unwrap();
     assert_eq!(number(&client, "SELECT count() FROM events").await, 101_000);
-    // Cut anywhere on its way, one block still is one part.
+    // Wherever it is cut on its way, one block is still one part.
     let parts = "SELECT count() FROM system.parts WHERE active AND database = currentDatabase() \
                  AND rows = 100000";
     assert_eq!(number(&client, parts).await, 1);

@@ -1,4 +1,4 @@
-//! What the HTTP interface promises beside what the clients test.
+//! What the HTTP interface promises in addition to what the clients test.
 
 use crate::support::clickhouse::{RawRequest, fresh_database, post, url};
 use crate::support::eventually;
@@ -282,9 +282,9 @@ async fn a_client_that_leaves_ends_its_select() {
     let client = fresh_database().await;
     let mark = database(&client).await;
     for sql in [
-        // Computes, and has nothing to say yet.
+        // Computes, and has nothing to send yet.
         "SELECT sum(sipHash64(number)) FROM numbers(1000000000000)",
-        // Says more than anybody reads.
+        // Sends more than anybody reads.
         "SELECT * FROM system.numbers",
         // Is not streamed.
         "SELECT sum(sipHash64(number)) FROM numbers(1000000000000) FORMAT JSON",

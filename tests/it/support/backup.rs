@@ -19,7 +19,7 @@ pub struct Backup {
     pieces: Vec<Bytes>,
 }
 
-/// Consumers are left out: the daemon makes its own again at each start.
+/// Consumers are left out: the daemon creates its own again at each start.
 pub async fn backup(client: &Client, name: &str) -> Backup {
     let inbox = client.new_inbox();
     let mut archive = client.subscribe(inbox.clone()).await.unwrap();
@@ -80,7 +80,7 @@ pub async fn restored(client: &Client, backup: &Backup) -> Stream {
     .await
 }
 
-/// What the API answers, which is no error.
+/// What the API answers, which must not be an error.
 async fn request(client: &Client, subject: String, body: String) -> Value {
     // The last answer of a restore comes when it is done.
     let request = async_nats::Request::new()

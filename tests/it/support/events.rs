@@ -51,8 +51,8 @@ pub fn event_of(client_id: &str, server_ts: i64) -> Vec<u8> {
     .encode_to_vec()
 }
 
-/// Publishes an event with this `Nats-Msg-Id`, and beside it a header that the client
-/// library refuses to read: as bytes, since it does not send one either. `login` are more
+/// Publishes an event with this `Nats-Msg-Id`, and with a header that the client library
+/// refuses to read: as bytes, since it does not send one either. `login` holds more
 /// members of what a client says first.
 pub fn publish_with_an_odd_header(nats: &Nats, login: &str, id: Uuid) {
     let headers = [

@@ -1,5 +1,5 @@
 //! What docs/operations.md tells an operator to run, read from there, so that the tests
-//! try the guide and no copy of it.
+//! try the guide and not a copy of it.
 
 use std::path::Path;
 

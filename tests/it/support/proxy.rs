@@ -11,13 +11,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-/// What becomes of the bytes on their way.
+/// What happens to the bytes on their way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Link {
     Passes,
     /// Each piece waits this long, in either direction.
     Delays(Duration),
-    /// Connections stay and nothing comes through, until it passes again.
+    /// Connections stay open and nothing gets through, until bytes pass again.
     Stalls,
     /// Connections are cut, and so is each new one.
     Refuses,
@@ -26,7 +26,7 @@ pub enum Link {
 #[derive(Debug, Clone, Copy)]
 struct State {
     link: Link,
-    /// How often all connections were cut.
+    /// How often all connections have been cut.
     cuts: u64,
 }
 
@@ -101,7 +101,7 @@ async fn accept(listener: TcpListener, server: u16, state: watch::Receiver<State
 
 /// Closing the connection then tells the other end that it broke, not that it ended.
 fn reset(connection: &TcpStream) {
-    // Fails where the other end was faster.
+    // This fails where the other end was faster.
     let _ = connection.set_zero_linger();
 }
 

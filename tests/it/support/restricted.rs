@@ -8,7 +8,7 @@ use super::World;
 use super::clickhouse::{Server, command, lasting_port};
 use super::nats::Nats;
 
-/// What an administrator may do. The engine knows one user only, so that a test becomes the
+/// What an administrator may do. The engine knows only one user, so a test becomes the
 /// administrator by a start with this grant, and the daemon's user by another start.
 pub const EVERYTHING: &str = "GRANT ALL ON *.* TO administrator";
 
@@ -60,7 +60,8 @@ impl RestrictedClickHouse {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Stops it in order where it runs, and starts it with these grants and no others.
+    /// Stops it in an orderly way if it is running, and starts it with these grants and
+    /// no others.
     pub async fn start(&mut self, grants: &[String]) {
         if let Some(server) = self.server.take() {
             let ended = tokio::task::spawn_blocking(|| server.terminate());
@@ -97,13 +98,13 @@ impl RestrictedClickHouse {
         }
     }
 
-    /// Holds from the next start on.
+    /// Applies from the next start on.
     pub fn grant(&self, statements: &[String]) {
         self.write_users(statements, "", "");
     }
 
-    /// As [`grant`](Self::grant), but rows of a table are hidden that do not fulfil the
-    /// condition.
+    /// As [`grant`](Self::grant), but rows of a table that do not fulfil the condition
+    /// are hidden.
     pub fn grant_some_rows(&self, statements: &[String], database: &str, table: &str, rows: &str) {
         let policy = format!(
             "<databases><{database}><{table}><filter>{rows}</filter></{table}></{database}></databases>"

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Starts one before `upstream` and returns its address. Each text that is found in
+/// Starts one in front of `upstream` and returns its address. Each text that is found in
 /// what one read gives, in either direction, is replaced.
 pub async fn start(upstream: &str, changes: &[(&str, &str)]) -> SocketAddr {
     let upstream = upstream.rsplit('/').next().unwrap().to_owned();

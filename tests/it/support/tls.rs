@@ -1,5 +1,5 @@
-//! Certificates of an authority that nobody knows, and a TLS end before a server that
-//! has none.
+//! Certificates of an authority that nobody knows, and a TLS end in front of a server
+//! that has none.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -67,7 +67,7 @@ pub struct TlsEnd {
 }
 
 impl TlsEnd {
-    /// TLS as this identity, before the server on this port of the loopback address.
+    /// TLS as this identity, in front of the server on this port of the loopback address.
     pub async fn before(server: u16, identity: &Identity) -> Self {
         let certificates = CertificateDer::pem_file_iter(&identity.certificate).unwrap();
         let key = PrivateKeyDer::from_pem_file(&identity.key).unwrap();
