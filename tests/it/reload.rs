@@ -44,7 +44,9 @@ async fn a_reload_changes_what_can_change_and_names_what_needs_a_restart() {
         (world.stored().await == 10).then_some(())
     })
     .await;
-    daemon.logs(r#"DEBUG pipeline{lane="analytics"}: received"#).await;
+    daemon
+        .logs(r#"DEBUG pipeline{lane="analytics"}: received"#)
+        .await;
 }
 
 #[tokio::test]
