@@ -1,8 +1,9 @@
 //! One form of the schema: set up, filled, merged, weighed and dropped.
 
 use analytics_server::clickhouse::ClickHouse;
-use analytics_server::clickhouse::migrations::{self, quote_identifier};
+use analytics_server::clickhouse::migrations;
 use analytics_server::clickhouse::native::Block;
+use analytics_server::clickhouse::quote::quote_identifier;
 use analytics_server::clickhouse::schema;
 use anyhow::{Context, ensure};
 use clickhouse::Row;

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::client::ClickHouse;
-use super::migrations::quote_identifier;
+use super::quote::quote_identifier;
 
 /// The tables that the daemon inserts into, by their names in its database.
 pub const INSERTED_INTO: [&str; 2] = ["analytics_events", "dead_letters"];

@@ -21,7 +21,7 @@ use super::progress::Progress;
 use super::question::{ask, process};
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::client::describe;
-use crate::clickhouse::migrations::quote_string;
+use crate::clickhouse::quote::quote_string;
 use crate::clickhouse::rebuild::{self, Rebuild};
 use crate::clickhouse::views::{self, View};
 

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::cli::engine::Engine;
 use crate::cli::migrate;
 use crate::clickhouse::ClickHouse;
-use crate::clickhouse::migrations::quote_identifier;
+use crate::clickhouse::quote::quote_identifier;
 use crate::config::{Config, Database, Subjects};
 use crate::nats::{self, StreamId};
 use crate::pipeline::checkpoint;

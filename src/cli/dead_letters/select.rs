@@ -10,6 +10,7 @@ use time::{Duration, OffsetDateTime};
 use super::letter::{self, Letter, Order};
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::native::Millis;
+use crate::clickhouse::quote::quote_string;
 use crate::config::{Config, Messaging};
 use crate::nats;
 use crate::pipeline::checkpoint;
@@ -91,9 +92,9 @@ impl Filters {
     /// made: another daemon may keep letters of its stream in the same table.
     pub fn condition(&self, messaging: &Messaging) -> String {
         let name = format!("{}@", messaging.jetstream.stream_name);
-        let mut all = vec![format!("startsWith(stream, {})", letter::quote(&name))];
+        let mut all = vec![format!("startsWith(stream, {})", quote_string(&name))];
         if !self.reason.is_empty() {
-            let reasons: Vec<String> = self.reason.iter().map(|it| letter::quote(it)).collect();
+            let reasons: Vec<String> = self.reason.iter().map(|it| quote_string(it)).collect();
             all.push(format!("reason IN ({})", reasons.join(", ")));
         }
         if let Some(since) = self.since {
@@ -144,7 +145,7 @@ pub async fn named(
     let wanted: Vec<String> = ids
         .iter()
         .map(|id| {
-            let stream = letter::quote(&stream_of(id));
+            let stream = quote_string(&stream_of(id));
             format!("({stream}, {}, {})", id.sequence, id.index)
         })
         .collect();

@@ -6,9 +6,9 @@ use clickhouse::error::Error;
 
 use super::{Finding, Setting, Topic};
 use crate::clickhouse::ClickHouse;
-use crate::clickhouse::migrations::quote_identifier;
+use crate::clickhouse::quote::quote_identifier;
 use crate::clickhouse::reach::{Catalog, INSERTED_INTO, Name, Table};
-use crate::clickhouse::{row_policy, schema};
+use crate::clickhouse::{codes, row_policy, schema};
 
 /// What is wrong with the tables that inserts reach, in whatever database.
 pub async fn of_tables(clickhouse: &ClickHouse) -> Result<Vec<Finding>, Error> {
@@ -162,8 +162,7 @@ async fn table_defaults(clickhouse: &ClickHouse) -> Result<HashMap<String, Strin
             .into_iter()
             .map(|Setting { name, value }| (name, value))
             .collect()),
-        // ACCESS_DENIED
-        Err(Error::BadResponse(answer)) if answer.starts_with("Code: 497.") => Ok(HashMap::new()),
+        Err(error) if codes::of(&error) == Some(codes::ACCESS_DENIED) => Ok(HashMap::new()),
         Err(error) => Err(error),
     }
 }
