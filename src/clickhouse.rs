@@ -7,6 +7,7 @@ pub mod embedded;
 pub mod guarantees;
 pub mod migrations;
 pub mod native;
+pub mod quote;
 pub mod reach;
 pub mod rebuild;
 mod row_policy;

@@ -42,8 +42,8 @@ pub mod internal {
     pub use crate::checkpoint::{Checkpoint, Claim, Turn, open_bucket, wait_for_turn};
     pub use crate::clickhouse::client::{PIECE, insert_settings};
     pub use crate::clickhouse::codes::{CODES, Class};
-    pub use crate::clickhouse::migrations::quote_identifier;
     pub use crate::clickhouse::native;
+    pub use crate::clickhouse::quote::quote_identifier;
     pub use crate::clickhouse::{ClickHouse, migrations, schema};
     pub use crate::config::{Address, Config, Database, ENVIRONMENT, Subjects};
     pub use crate::kind::Kind;

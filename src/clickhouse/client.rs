@@ -9,8 +9,8 @@ use secrecy::ExposeSecret;
 use tracing::{Instrument, Span, info_span};
 
 use super::codes::{self, Class};
-use super::migrations::quote_identifier;
 use super::native::Block;
+use super::quote::quote_identifier;
 use super::transport;
 use crate::config::{self, Address, Config};
 use crate::tls;
@@ -346,8 +346,8 @@ fn first_line(answer: &str) -> String {
 pub fn describe(error: &Error) -> String {
     if let Error::BadResponse(answer) = error {
         let line = first_line(answer);
-        // AUTHENTICATION_FAILED, REQUIRED_PASSWORD
-        if line.starts_with("Code: 516.") || line.starts_with("Code: 194.") {
+        let code = codes::of_answer(answer);
+        if let Some(codes::AUTHENTICATION_FAILED | codes::REQUIRED_PASSWORD) = code {
             return format!("{line}: set server.db_user and ANALYTICS_DB_PASSWORD");
         }
         return line;

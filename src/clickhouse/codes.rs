@@ -1,5 +1,5 @@
 //! ClickHouse's error codes, and what an insert that meets one does about it; also those on which a
-//! query about a view is given up.
+//! query about a view is given up. The rest of the daemon knows a code by its name here.
 //!
 //! A wrong entry loses events in one of two ways: rows that are not at fault become dead letters,
 //! or rows that were already stored are stored again in smaller pieces. So only an answer that is
@@ -8,12 +8,13 @@
 //!
 //! Source: ClickHouse's `src/Common/ErrorCodes.cpp`, and what the engine answered.
 
+mod named;
 mod table;
 
 use clickhouse::error::Error;
 
+pub use named::*;
 pub use table::CODES;
-use table::CONSTRAINT;
 
 /// What to do about an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,10 +50,25 @@ const READING: &str = ": While executing Native";
 /// other views.
 const IN_A_VIEW: &str = "while pushing to view ";
 
+/// The code that ClickHouse answered with; `None` where the error is none of its own.
+pub fn of(error: &Error) -> Option<u16> {
+    match error {
+        Error::BadResponse(answer) => of_answer(answer),
+        _ => None,
+    }
+}
+
+/// The code that an answer begins with; `None` where it is not ClickHouse's own.
+pub fn of_answer(answer: &str) -> Option<u16> {
+    let rest = answer.strip_prefix("Code: ")?;
+    let end = rest.find(|c: char| !c.is_ascii_digit());
+    rest[..end.unwrap_or(rest.len())].parse().ok()
+}
+
 /// What to do about ClickHouse's answer to an insert in `Native` format, such as
 /// `Code: 469. DB::Exception: … (VIOLATED_CONSTRAINT) (version …)`.
 pub fn class_of(answer: &str) -> Class {
-    let Some(number) = number(answer) else {
+    let Some(number) = of_answer(answer) else {
         // A proxy answered, or something that is not ClickHouse.
         return Class::Unknown;
     };
@@ -67,58 +83,54 @@ pub fn class_of(answer: &str) -> Class {
 
 /// Answers that come before an insert writes anything.
 const BEFORE_THE_BEGIN: [u16; 15] = [
-    60,  // UNKNOWN_TABLE
-    81,  // UNKNOWN_DATABASE
-    115, // UNKNOWN_SETTING
-    164, // READONLY
-    192, // UNKNOWN_USER
-    193, // WRONG_PASSWORD
-    194, // REQUIRED_PASSWORD
-    201, // QUOTA_EXCEEDED
-    202, // TOO_MANY_SIMULTANEOUS_QUERIES
-    216, // QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING
-    242, // TABLE_IS_READ_ONLY
-    252, // TOO_MANY_PARTS, in which case the table is not written to
-    452, // SETTING_CONSTRAINT_VIOLATION
-    497, // ACCESS_DENIED
-    516, // AUTHENTICATION_FAILED
+    UNKNOWN_TABLE,
+    UNKNOWN_DATABASE,
+    UNKNOWN_SETTING,
+    READONLY,
+    UNKNOWN_USER,
+    WRONG_PASSWORD,
+    REQUIRED_PASSWORD,
+    QUOTA_EXCEEDED,
+    TOO_MANY_SIMULTANEOUS_QUERIES,
+    QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING,
+    TABLE_IS_READ_ONLY,
+    // The table is not written to in that case.
+    TOO_MANY_PARTS,
+    SETTING_CONSTRAINT_VIOLATION,
+    ACCESS_DENIED,
+    AUTHENTICATION_FAILED,
 ];
 
 /// Whether ClickHouse gave this answer, and may have begun to write. For what is not listed, nobody
 /// knows.
 pub fn came_after_begin(answer: &str) -> bool {
-    number(answer).is_some_and(|number| !BEFORE_THE_BEGIN.contains(&number))
+    of_answer(answer).is_some_and(|number| !BEFORE_THE_BEGIN.contains(&number))
 }
 
 /// Codes which say that the query itself cannot be answered, whenever it is asked.
 const OF_THE_QUERY: [u16; 17] = [
-    10,  // NOT_FOUND_COLUMN_IN_BLOCK
-    16,  // NO_SUCH_COLUMN_IN_TABLE
-    43,  // ILLEGAL_TYPE_OF_ARGUMENT
-    44,  // ILLEGAL_COLUMN
-    46,  // UNKNOWN_FUNCTION
-    47,  // UNKNOWN_IDENTIFIER
-    48,  // NOT_IMPLEMENTED
-    50,  // UNKNOWN_TYPE
-    53,  // TYPE_MISMATCH
-    62,  // SYNTAX_ERROR
-    70,  // CANNOT_CONVERT_TYPE
-    179, // MULTIPLE_EXPRESSIONS_FOR_ALIAS
-    184, // ILLEGAL_AGGREGATION
-    207, // AMBIGUOUS_IDENTIFIER
-    215, // NOT_AN_AGGREGATE
-    386, // NO_COMMON_TYPE
-    497, // ACCESS_DENIED
+    NOT_FOUND_COLUMN_IN_BLOCK,
+    NO_SUCH_COLUMN_IN_TABLE,
+    ILLEGAL_TYPE_OF_ARGUMENT,
+    ILLEGAL_COLUMN,
+    UNKNOWN_FUNCTION,
+    UNKNOWN_IDENTIFIER,
+    NOT_IMPLEMENTED,
+    UNKNOWN_TYPE,
+    TYPE_MISMATCH,
+    SYNTAX_ERROR,
+    CANNOT_CONVERT_TYPE,
+    MULTIPLE_EXPRESSIONS_FOR_ALIAS,
+    ILLEGAL_AGGREGATION,
+    AMBIGUOUS_IDENTIFIER,
+    NOT_AN_AGGREGATE,
+    NO_COMMON_TYPE,
+    ACCESS_DENIED,
 ];
 
 /// Whether an error says that this query, or this user, will never get an answer.
 pub fn is_of_the_query(error: &Error) -> bool {
-    match error {
-        Error::BadResponse(answer) => {
-            number(answer).is_some_and(|number| OF_THE_QUERY.contains(&number))
-        }
-        _ => false,
-    }
+    of(error).is_some_and(|number| OF_THE_QUERY.contains(&number))
 }
 
 /// Whether nothing is stored, and a row's value is why.
@@ -126,7 +138,7 @@ fn is_refusal(code: &Code, answer: &str) -> bool {
     // Up to the name, which also proves that the answer arrived whole.
     let ending = format!(". ({})", code.name);
     let before = match code.code {
-        CONSTRAINT => says(answer, &ending),
+        VIOLATED_CONSTRAINT => says(answer, &ending),
         _ => answer.contains(CONVERTING) && says(answer, &format!("{READING}{ending}")),
     };
     before && !says(answer, IN_A_VIEW)
@@ -148,7 +160,7 @@ fn says(answer: &str, words: &str) -> bool {
 /// it, and it may be what a user wrote: then only the code and its name are kept, as for a code
 /// that is not listed.
 pub fn without_data(answer: &str) -> String {
-    let number = number(answer);
+    let number = of_answer(answer);
     let name = match number.map(|number| (number, listed(number))) {
         Some((_, Some(code))) if code.class == Class::Refused => code.name,
         Some((_, None)) => name(answer).unwrap_or("the message is left out, as it may quote data"),
@@ -160,13 +172,6 @@ pub fn without_data(answer: &str) -> String {
 
 fn listed(number: u16) -> Option<&'static Code> {
     CODES.iter().find(|code| code.code == number)
-}
-
-/// The code that an answer begins with.
-fn number(answer: &str) -> Option<u16> {
-    let rest = answer.strip_prefix("Code: ")?;
-    let end = rest.find(|c: char| !c.is_ascii_digit());
-    rest[..end.unwrap_or(rest.len())].parse().ok()
 }
 
 /// The name after the message.

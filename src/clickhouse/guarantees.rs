@@ -14,8 +14,8 @@ use clickhouse::error::Error;
 use serde::Deserialize;
 
 use super::client::{ClickHouse, insert_settings};
-use super::migrations::quote_identifier;
-use super::stored;
+use super::quote::quote_identifier;
+use super::{codes, stored};
 use crate::versions::{self, Verdict};
 
 pub use tables::of_tables;
@@ -161,25 +161,24 @@ fn differences(settings: &HashMap<String, String>, user: &str) -> Vec<Shortcomin
 /// What an answer that refuses an insert's settings means; `None` if it is about something else.
 /// ClickHouse names only the first setting.
 fn refusal(answer: &str, user: &str) -> Option<Shortcoming> {
-    // UNKNOWN_SETTING, READONLY, SETTING_CONSTRAINT_VIOLATION
-    let codes = ["Code: 115.", "Code: 164.", "Code: 452."];
-    let code = codes.iter().position(|code| answer.starts_with(code))?;
+    let code = codes::of_answer(answer)?;
     let words = || answer.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let (name, value) = insert_settings().find(|(name, _)| words().any(|word| word == *name))?;
     let user = quote_identifier(user);
     let (why, remedy) = match code {
-        0 => (
+        codes::UNKNOWN_SETTING => (
             "is not known to this ClickHouse",
             "upgrade ClickHouse".to_owned(),
         ),
-        1 => (
+        codes::READONLY => (
             "cannot be set by this user, who may only read",
             format!("ALTER USER {user} SETTINGS readonly = 0"),
         ),
-        _ => (
+        codes::SETTING_CONSTRAINT_VIOLATION => (
             "is pinned for this user by a constraint",
             format!("ALTER USER {user} SETTINGS {name} = {value} WRITABLE"),
         ),
+        _ => return None,
     };
     let detail = format!("inserts ask for {name} = {value}, which {why}");
     Some(Shortcoming::fatal(Topic::Settings, detail, remedy))

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::client::ClickHouse;
-use super::migrations::quote_identifier;
+use super::quote::quote_identifier;
 use super::tables::Tables;
 
 /// A table's name with that of its database.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use time::Date;
 
 use super::client::ClickHouse;
-use super::migrations::quote_identifier;
+use super::quote::quote_identifier;
 use super::reach::Name;
 use super::tables::Tables;
 use super::views::View;

@@ -8,7 +8,7 @@ use clickhouse::error::Error;
 use serde::Deserialize;
 
 use super::ClickHouse;
-use super::migrations::quote_identifier;
+use super::quote::quote_identifier;
 use super::reach::Name;
 
 /// What ClickHouse writes into the plan of a query whose rows a policy filters. Unlike

@@ -7,6 +7,7 @@ use clickhouse::error::Error;
 use serde::{Deserialize, Serialize};
 
 use super::client::ClickHouse;
+use super::codes;
 use super::reach::Name;
 use super::row_policy;
 use super::tables::Tables;
@@ -281,8 +282,7 @@ pub async fn may_see_processes(clickhouse: &ClickHouse) -> Result<bool, Error> {
     let sql = "SELECT count() AS count FROM system.processes";
     match count(&clickhouse.without_database(), sql, &[]).await {
         Ok(_) => Ok(true),
-        // ACCESS_DENIED
-        Err(Error::BadResponse(answer)) if answer.starts_with("Code: 497.") => Ok(false),
+        Err(error) if codes::of(&error) == Some(codes::ACCESS_DENIED) => Ok(false),
         Err(error) => Err(error),
     }
 }

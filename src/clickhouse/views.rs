@@ -19,7 +19,7 @@ use time::{Date, Duration, OffsetDateTime};
 
 use super::client::ClickHouse;
 use super::codes;
-use super::migrations::{quote_identifier, quote_string};
+use super::quote::{quote_identifier, quote_string};
 use super::reach::Name;
 
 pub use find::reached;

@@ -7,7 +7,7 @@ use clickhouse::error::Error;
 use serde::Deserialize;
 
 use super::client::ClickHouse;
-use super::migrations::{quote_identifier, quote_string};
+use super::quote::{quote_identifier, quote_string};
 
 /// An active instance of a lane, as it registers.
 #[derive(Debug, Clone)]

@@ -21,7 +21,7 @@ use super::sole_writer::SoleWriter;
 use super::store::Store;
 use crate::checkpoint::{Checkpoint, CheckpointError, Range, Record};
 use crate::clickhouse::client::describe;
-use crate::clickhouse::migrations::quote_string;
+use crate::clickhouse::quote::quote_string;
 use crate::clickhouse::rebuild::{self, Rebuild};
 use crate::clickhouse::views::{self, View};
 

@@ -18,7 +18,7 @@ use crate::checkpoint;
 use crate::cli::engine::EngineProcess;
 use crate::cli::migrate;
 use crate::clickhouse::ClickHouse;
-use crate::clickhouse::migrations::quote_identifier;
+use crate::clickhouse::quote::quote_identifier;
 use crate::config::{Config, Database, Subjects};
 use crate::lane::consume::{Consumer, Durable};
 use crate::lane::{Lane, Progress};

@@ -13,6 +13,7 @@ use super::letter::{self, Letter, Order};
 use crate::checkpoint;
 use crate::clickhouse::ClickHouse;
 use crate::clickhouse::native::Millis;
+use crate::clickhouse::quote::quote_string;
 use crate::config::Config;
 use crate::lane::Lane;
 use crate::nats::{self, StreamSpec, covers};
@@ -100,12 +101,12 @@ impl Filters {
             .iter()
             .map(|lane| {
                 let name = format!("{}@", lane.stream.name);
-                format!("startsWith(stream, {})", letter::quote(&name))
+                format!("startsWith(stream, {})", quote_string(&name))
             })
             .collect();
         let mut all = vec![format!("({})", streams.join(" OR "))];
         if !self.reason.is_empty() {
-            let reasons: Vec<String> = self.reason.iter().map(|it| letter::quote(it)).collect();
+            let reasons: Vec<String> = self.reason.iter().map(|it| quote_string(it)).collect();
             all.push(format!("reason IN ({})", reasons.join(", ")));
         }
         if let Some(since) = self.since {
@@ -152,7 +153,7 @@ pub async fn named(
     let wanted: Vec<String> = ids
         .iter()
         .map(|id| {
-            let stream = letter::quote(&stream_of(id));
+            let stream = quote_string(&stream_of(id));
             format!("({stream}, {}, {})", id.sequence, id.index)
         })
         .collect();

@@ -1,9 +1,6 @@
 //! The codes, each with its reason.
 
-use super::{Class, Code};
-
-/// Checked for the whole block before any of it is stored.
-pub const CONSTRAINT: u16 = 469;
+use super::{Class, Code, VIOLATED_CONSTRAINT};
 
 /// Every code that an insert is known to meet.
 pub const CODES: &[Code] = &[
@@ -48,8 +45,9 @@ pub const CODES: &[Code] = &[
         "outside the domain",
     ),
     refused(467, "CANNOT_PARSE_BOOL", "not a boolean"),
+    // Checked for the whole block before any of it is stored.
     refused(
-        CONSTRAINT,
+        VIOLATED_CONSTRAINT,
         "VIOLATED_CONSTRAINT",
         "violates a CHECK of the table",
     ),

@@ -11,6 +11,7 @@ use super::exception::Exception;
 use super::formats::Header;
 use super::libchdb::{self, Connection, QueryResult, Statistics};
 use super::statement::Statement;
+use crate::clickhouse::quote::{quote_identifier, quote_string};
 
 /// An INSERT's rows must begin within these bytes; ClickHouse's `max_query_size`.
 const MAX_INSERT_TEXT_BYTES: u64 = 256 * 1024;
@@ -146,10 +147,10 @@ fn run(
 /// Gives the connection the request's database, settings and tables.
 fn prepare(connection: &mut Connection, request: &Request) -> Result<(), Stop> {
     if let Some(database) = &request.database {
-        command(connection, &format!("USE {}", quoted(database, '`')))?;
+        command(connection, &format!("USE {}", quote_identifier(database)))?;
     }
     for table in &request.external_tables {
-        let name = quoted(&table.name, '`');
+        let name = quote_identifier(&table.name);
         let structure = &table.structure;
         command(
             connection,
@@ -163,7 +164,7 @@ fn prepare(connection: &mut Connection, request: &Request) -> Result<(), Stop> {
         };
         insert_rows(connection, insert, &table.rows[..])?;
     }
-    let mut set = format!("SET {TAG_SETTING} = {}", quoted(&request.tag, '\''));
+    let mut set = format!("SET {TAG_SETTING} = {}", quote_string(&request.tag));
     let readonly = request.readonly.then_some(("readonly", "2"));
     let settings = request
         .settings
@@ -177,7 +178,7 @@ fn prepare(connection: &mut Connection, request: &Request) -> Result<(), Stop> {
             let message = format_args!("Unknown setting '{name}'");
             return Err(Exception::new(115, "UNKNOWN_SETTING", message).into());
         }
-        set.push_str(&format!(", {name} = {}", quoted(value, '\'')));
+        set.push_str(&format!(", {name} = {}", quote_string(value)));
     }
     command(connection, &set)
 }
@@ -190,19 +191,6 @@ fn command(connection: &mut Connection, sql: &str) -> Result<(), Stop> {
     };
     connection.query(statement)?;
     Ok(())
-}
-
-fn quoted(text: &str, quote: char) -> String {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push(quote);
-    for character in text.chars() {
-        if character == quote || character == '\\' {
-            quoted.push('\\');
-        }
-        quoted.push(character);
-    }
-    quoted.push(quote);
-    quoted
 }
 
 /// The statement, with as much of the body as belongs to its text.
@@ -325,12 +313,6 @@ fn whole(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_quote_cannot_end_a_quoted_text() {
-        assert_eq!(quoted(r"it's \ `x`", '\''), r"'it\'s \\ `x`'");
-        assert_eq!(quoted("a`; DROP", '`'), r"`a\`; DROP`");
-    }
 
     #[test]
     fn an_insert_in_the_url_leaves_the_body_alone() {

@@ -1,0 +1,34 @@
+//! The codes that the daemon reacts to, each on its own, by ClickHouse's names for them.
+
+pub const NOT_FOUND_COLUMN_IN_BLOCK: u16 = 10;
+pub const NO_SUCH_COLUMN_IN_TABLE: u16 = 16;
+pub const ILLEGAL_TYPE_OF_ARGUMENT: u16 = 43;
+pub const ILLEGAL_COLUMN: u16 = 44;
+pub const UNKNOWN_FUNCTION: u16 = 46;
+pub const UNKNOWN_IDENTIFIER: u16 = 47;
+pub const NOT_IMPLEMENTED: u16 = 48;
+pub const UNKNOWN_TYPE: u16 = 50;
+pub const TYPE_MISMATCH: u16 = 53;
+pub const UNKNOWN_TABLE: u16 = 60;
+pub const SYNTAX_ERROR: u16 = 62;
+pub const CANNOT_CONVERT_TYPE: u16 = 70;
+pub const UNKNOWN_DATABASE: u16 = 81;
+pub const UNKNOWN_SETTING: u16 = 115;
+pub const READONLY: u16 = 164;
+pub const MULTIPLE_EXPRESSIONS_FOR_ALIAS: u16 = 179;
+pub const ILLEGAL_AGGREGATION: u16 = 184;
+pub const UNKNOWN_USER: u16 = 192;
+pub const WRONG_PASSWORD: u16 = 193;
+pub const REQUIRED_PASSWORD: u16 = 194;
+pub const QUOTA_EXCEEDED: u16 = 201;
+pub const TOO_MANY_SIMULTANEOUS_QUERIES: u16 = 202;
+pub const AMBIGUOUS_IDENTIFIER: u16 = 207;
+pub const NOT_AN_AGGREGATE: u16 = 215;
+pub const QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING: u16 = 216;
+pub const TABLE_IS_READ_ONLY: u16 = 242;
+pub const TOO_MANY_PARTS: u16 = 252;
+pub const NO_COMMON_TYPE: u16 = 386;
+pub const SETTING_CONSTRAINT_VIOLATION: u16 = 452;
+pub const VIOLATED_CONSTRAINT: u16 = 469;
+pub const ACCESS_DENIED: u16 = 497;
+pub const AUTHENTICATION_FAILED: u16 = 516;
