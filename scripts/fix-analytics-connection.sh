@@ -46,7 +46,8 @@ first_of() {
 }
 
 analytics_server=${ANALYTICS_SERVER:-$(first_of "$root/target/release/analytics-server" \
-  "$root/target/debug/analytics-server" "$(command -v analytics-server || true)")} || {
+  "$root/target/quickstart/analytics-server" "$root/target/debug/analytics-server" \
+  "$(command -v analytics-server || true)")} || {
   echo "fix: analytics-server is not built: cargo build --release --locked" >&2
   exit 1
 }

@@ -44,7 +44,7 @@ done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 deps=${FECHATTER_DEPS_DIR:-$PWD/.dev}
 export FECHATTER_DEPS_DIR=$deps
-analytics_server=${CARGO_TARGET_DIR:-target}/release/analytics-server
+analytics_server=${CARGO_TARGET_DIR:-target}/quickstart/analytics-server
 # Variables that are set in the shell for other servers must not affect this run.
 for variable in ${!ANALYTICS_@}; do unset "$variable"; done
 
@@ -144,7 +144,7 @@ scripts/deps.sh
 echo "nats-server and libchdb are in $deps"
 
 step "2/5 Build (some minutes the first time)"
-cargo build --release --locked
+cargo build --profile quickstart --locked
 
 step "3/5 Start NATS, ClickHouse and analytics-server"
 cat >"$run/analytics.yml" <<EOF

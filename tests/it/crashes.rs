@@ -8,7 +8,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::Value;
 use time::OffsetDateTime;
 
 use crate::support::daemon::{self, Daemon};
@@ -38,14 +37,13 @@ impl Crash {
             log,
         };
         let daemon = crash.start("");
-        daemon.logs("checkpoint taken over").await;
+        daemon.takes_over().await;
         daemon.stop().await;
         crash
     }
 
     fn start(&self, fault: &str) -> Daemon {
-        let variables = [("ANALYTICS_FAULT", fault)];
-        Daemon::start_logging_to(&self.log, &self.config, &variables)
+        Daemon::start_with_fault(&self.log, &self.config, fault)
     }
 
     /// Publishes, lets a daemon insert that ends before it commits, and takes a table's part
@@ -66,18 +64,6 @@ impl Crash {
             .start(&guide::grants(&self.world.database))
             .await;
     }
-
-    async fn is_exact(&self, events: u64) {
-        self.world.settled(events, 0).await;
-        self.world.views_equal_a_recount().await;
-    }
-
-    async fn record(&self) -> Value {
-        let jetstream = self.world.nats.jetstream().await;
-        let bucket = jetstream.get_key_value("analytics-checkpoints").await;
-        let record = bucket.unwrap().get("ANALYTICS.analytics-processor").await;
-        serde_json::from_slice(&record.unwrap().unwrap()).unwrap()
-    }
 }
 
 #[tokio::test]
@@ -87,7 +73,7 @@ async fn rows_lost_between_a_token_and_a_part_count_once_in_every_view() {
         .lose(200, "kill@after-insert:1", "analytics_events")
         .await;
     let daemon = crash.start("");
-    crash.is_exact(200).await;
+    crash.world.stored_once(200, 0).await;
     daemon
         .logs("ClickHouse has lost rows that it said it has")
         .await;
@@ -101,7 +87,7 @@ async fn rows_of_a_view_alone_that_were_lost_are_there_again() {
         .lose(200, "kill@after-insert:1", "session_totals")
         .await;
     let daemon = crash.start("");
-    crash.is_exact(200).await;
+    crash.world.stored_once(200, 0).await;
     daemon.logs("building the day again").await;
 }
 
@@ -115,14 +101,14 @@ async fn the_second_of_two_recovered_ranges_is_recounted_like_the_first() {
         .lose(100, "kill@after-insert:1", "analytics_events")
         .await;
     eventually("two ranges are in flight", async || {
-        (crash.record().await["in_flight"].as_array()?.len() == 2).then_some(())
+        (crash.world.record().await["in_flight"].as_array()?.len() == 2).then_some(())
     })
     .await;
     let daemon = crash.start("");
     daemon
         .logs("ClickHouse has lost rows that it said it has")
         .await;
-    crash.is_exact(200).await;
+    crash.world.stored_once(200, 0).await;
 }
 
 #[tokio::test]
@@ -148,24 +134,20 @@ async fn tables_that_lost_their_log_of_tokens_get_nothing_twice() {
         let mut daemon = crash.start("kill@after-insert:1");
         daemon.ended().await;
         crash.clickhouse.start_as_administrator().await;
-        let run = async |sql: String| {
-            let statement = crash.world.clickhouse().query(&sql).execute().await;
-            statement.unwrap_or_else(|error| panic!("{sql}: {error}"));
-        };
-        run(format!("CREATE TABLE moved AS {table}")).await;
+        let world = &crash.world;
+        world.run(&format!("CREATE TABLE moved AS {table}")).await;
         let partitions = format!(
             "SELECT DISTINCT partition_id AS id FROM system.parts
              WHERE active AND database = currentDatabase() AND table = '{table}'"
         );
-        for partition in crash.world.ask(&partitions).await.unwrap() {
+        for partition in world.ask(&partitions).await.unwrap() {
             let id = partition["id"].as_str().unwrap();
-            run(format!(
-                "ALTER TABLE moved ATTACH PARTITION ID '{id}' FROM {table}"
-            ))
-            .await;
+            let attach = format!("ALTER TABLE moved ATTACH PARTITION ID '{id}' FROM {table}");
+            world.run(&attach).await;
         }
-        run(format!("EXCHANGE TABLES {table} AND moved")).await;
-        run("DROP TABLE moved SYNC".to_owned()).await;
+        let exchange = format!("EXCHANGE TABLES {table} AND moved");
+        world.run(&exchange).await;
+        world.run("DROP TABLE moved SYNC").await;
         crash
             .clickhouse
             .start(&guide::grants(&crash.world.database))
@@ -174,7 +156,7 @@ async fn tables_that_lost_their_log_of_tokens_get_nothing_twice() {
         daemon
             .logs("the tables are others than those of an earlier attempt")
             .await;
-        crash.is_exact(150).await;
+        crash.world.stored_once(150, 0).await;
     }
 }
 
@@ -184,23 +166,20 @@ async fn rows_are_lost_without_a_restart_of_clickhouse(lose: &[&str], fault: &st
     let world = World::new().await;
     let config = world.config("flush_interval_seconds: 0.1", "");
     let log = world.dir.path().join("daemon.log");
-    let start = |fault| Daemon::start_logging_to(&log, &config, &[("ANALYTICS_FAULT", fault)]);
+    let start = |fault| Daemon::start_with_fault(&log, &config, fault);
     let daemon = start("");
-    daemon.logs("checkpoint taken over").await;
+    daemon.takes_over().await;
     daemon.stop().await;
     publish_samples(&world, 100).await;
     start("kill@after-insert:1").ended().await;
     for statement in lose {
-        let lose = world.clickhouse().query(statement);
-        let lose = lose.with_setting("mutations_sync", "1").execute();
-        lose.await.unwrap();
+        world.run(statement).await;
     }
     if !fault.is_empty() {
         start(fault).ended().await;
     }
     let daemon = start("");
-    world.settled(100, 0).await;
-    world.views_equal_a_recount().await;
+    world.stored_once(100, 0).await;
     daemon.logs("views recounted").await;
 }
 
@@ -232,26 +211,22 @@ async fn a_successor_of_who_found_rows_missing_recounts_what_it_inserts() {
 async fn a_recount_leaves_history_that_the_events_do_not_have_any_more() {
     let mut crash = Crash::new("flush_interval_seconds: 0.1, retention_days: 2").await;
     crash.clickhouse.start_as_administrator().await;
-    let run = async |sql: &str| {
-        let run = crash.world.clickhouse().query(sql).execute().await;
-        run.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    };
     for (name, day) in [
         ("monthly", "toStartOfMonth(server_ts)"),
         ("daily", "toDate(server_ts)"),
     ] {
-        run(&format!(
+        let table = format!(
             "CREATE TABLE {name} (day Date, event_type String, n UInt64) ENGINE = SummingMergeTree
              PARTITION BY day ORDER BY (day, event_type)
              SETTINGS non_replicated_deduplication_window = 10000"
-        ))
-        .await;
-        run(&format!(
+        );
+        crash.world.run(&table).await;
+        let view = format!(
             "CREATE MATERIALIZED VIEW {name}_mv TO {name} AS
              SELECT {day} AS day, event_type, count() AS n
              FROM analytics_events GROUP BY day, event_type"
-        ))
-        .await;
+        );
+        crash.world.run(&view).await;
     }
     // A day that is kept in part, its last moment, and one that is not.
     let midnight = OffsetDateTime::now_utc().date().midnight().assume_utc();
@@ -274,7 +249,10 @@ async fn a_recount_leaves_history_that_the_events_do_not_have_any_more() {
     })
     .await;
     daemon.stop().await;
-    run("OPTIMIZE TABLE analytics_events FINAL").await;
+    crash
+        .world
+        .run("OPTIMIZE TABLE analytics_events FINAL")
+        .await;
     assert_eq!(crash.world.stored().await, 1);
 
     publish(last_moment).await;
@@ -312,7 +290,7 @@ async fn what_a_profile_limits_for_analysts_cuts_no_answer_short() {
     let daemon = crash.start("");
     daemon.logs("views recounted").await;
     crash.clickhouse.start(&grants).await;
-    crash.is_exact(200).await;
+    crash.world.stored_once(200, 0).await;
 }
 
 #[tokio::test]
@@ -321,7 +299,7 @@ async fn rows_that_a_row_policy_hides_are_not_stored_again() {
     let grants = guide::grants(&crash.world.database);
     let daemon = crash.start("");
     publish_samples(&crash.world, 100).await;
-    crash.is_exact(100).await;
+    crash.world.stored_once(100, 0).await;
     // An insert is repeated, and what is there is looked for.
     crash.clickhouse.stop().await;
     publish_samples(&crash.world, 50).await;
@@ -340,7 +318,7 @@ async fn rows_that_a_row_policy_hides_are_not_stored_again() {
     );
     assert!(told.contains(problem) && told.contains(&remedy), "{told}");
     crash.clickhouse.start(&grants).await;
-    crash.is_exact(150).await;
+    crash.world.stored_once(150, 0).await;
 }
 
 /// ClickHouse writes a token down, and then cannot put the part in its place: it goes on, and
@@ -367,7 +345,7 @@ async fn a_part_cannot_be_put_in_its_place(fault: &str) {
         daemon.ended().await;
         daemon = crash.start("");
     }
-    crash.is_exact(100).await;
+    crash.world.stored_once(100, 0).await;
     daemon.logs("insert failed, retrying").await;
     daemon.logs("building the day again").await;
 }
@@ -397,8 +375,7 @@ async fn a_target_that_the_user_may_not_read_holds_nothing_up() {
              SELECT toDate(server_ts) AS date, count() AS n FROM {database}.analytics_events GROUP BY date"
         ),
     ] {
-        let run = crash.world.clickhouse().query(&statement).execute().await;
-        run.unwrap_or_else(|error| panic!("{statement}: {error}"));
+        crash.world.run(&statement).await;
     }
     let mut grants = guide::grants(database);
     grants.push("GRANT INSERT ON other.days TO analytics".to_owned());
@@ -408,7 +385,7 @@ async fn a_target_that_the_user_may_not_read_holds_nothing_up() {
     crash.clickhouse.kill_and_start_again(Duration::ZERO).await;
     let daemon = crash.start("");
     daemon.logs("views recounted").await;
-    crash.is_exact(100).await;
+    crash.world.stored_once(100, 0).await;
     let verified = daemon::run(&crash.config, &["verify"]).await;
     let said = String::from_utf8_lossy(&verified.stdout).into_owned();
     let named = "not compared: other.days, since this user may not read its target";

@@ -22,7 +22,7 @@ async fn start(world: &World, analytics: &str) -> (FakeClickHouse, Daemon) {
     let fake = FakeClickHouse::start().await;
     let config = world.config_at("analytics.yml", &fake.url, analytics, "");
     let daemon = Daemon::start_with(&config, &[], "info");
-    daemon.logs("checkpoint taken over").await;
+    daemon.takes_over().await;
     (fake, daemon)
 }
 
@@ -103,8 +103,7 @@ async fn an_insert_whose_connection_breaks_or_whose_answer_is_late_is_stored_onc
         fake.plan(plan.clone());
     }
     publish_samples(&world, EVENTS).await;
-    world.settled(EVENTS as u64, 0).await;
-    world.views_equal_a_recount().await;
+    world.stored_once(EVENTS as u64, 0).await;
     fake.repeats_are_alike();
     let planned: usize = plans.iter().map(Vec::len).sum();
     let (attempts, late) = (fake.attempts().len(), 2);
@@ -123,8 +122,7 @@ async fn an_insert_that_takes_too_long_is_sent_again_and_stored_once() {
     fake.plan([Fate::Hang, Fate::Hang]);
     fake.plan([Fate::Late(Duration::from_secs(3)), Fate::CutAfter]);
     publish_samples(&world, EVENTS).await;
-    world.settled(EVENTS as u64, 0).await;
-    world.views_equal_a_recount().await;
+    world.stored_once(EVENTS as u64, 0).await;
     fake.repeats_are_alike();
     assert!(fake.attempts().len() >= EVENTS / 100 + 4);
     daemon.logs("outcome unknown").await;
@@ -140,19 +138,10 @@ async fn an_insert_is_not_repeated_by_an_instance_that_was_replaced_whatever_its
     let (fake, daemon) = start(&world, analytics).await;
     fake.plan([Fate::Hang]);
     world.publish("app.start", event("a")).await;
-    eventually("the insert is stored", async || {
-        let attempts = fake.attempts();
-        (attempts.first()?.answer == Some(200)).then_some(())
-    })
-    .await;
-    let jetstream = world.nats.jetstream().await;
-    let key = "ANALYTICS.analytics-processor";
-    let bucket = jetstream.get_key_value("analytics-checkpoints").await;
-    let bucket = bucket.unwrap();
-    let record = bucket.get(key).await.unwrap().unwrap();
-    let mut record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    fake.stores_the_first().await;
+    let mut record = world.record().await;
     record["owner"] = "another".into();
-    bucket.put(key, record.to_string().into()).await.unwrap();
+    world.put_record(&record).await;
     daemon
         .logs("another instance, another, has taken over")
         .await;
@@ -164,11 +153,8 @@ async fn rows_that_clickhouse_refuses_become_dead_letters_and_their_neighbours_a
     let world = World::new().await;
     let (fake, _daemon) = start(&world, "flush_interval_seconds: 1").await;
     world
-        .clickhouse()
-        .query("ALTER TABLE analytics_events ADD CONSTRAINT c CHECK client_id != 'bad'")
-        .execute()
-        .await
-        .unwrap();
+        .run("ALTER TABLE analytics_events ADD CONSTRAINT c CHECK client_id != 'bad'")
+        .await;
     // Of a known type: what is stored of such an event is columns, not its bytes.
     let app_start = |client: &str| pb::AnalyticsEvent {
         event_type: Some(EventType::AppStart(pb::AppStartEvent {})),
@@ -196,8 +182,7 @@ async fn rows_that_clickhouse_refuses_become_dead_letters_and_their_neighbours_a
         bad.push((sequence, 0));
     }
     let good = 20 - 4 + 2;
-    world.settled(good, bad.len() as u64).await;
-    world.views_equal_a_recount().await;
+    world.stored_once(good, bad.len() as u64).await;
     fake.repeats_are_alike();
     let sql = "SELECT stream_seq, batch_index, reason, error, hex(payload) AS payload FROM dead_letters ORDER BY ALL";
     let letters = world.rows(sql).await;
@@ -233,8 +218,7 @@ async fn what_was_stored_before_it_was_refused_is_no_dead_letter() {
         for _ in 0..rows {
             world.publish("app.start", event("bad")).await;
         }
-        world.settled(rows, 0).await;
-        world.views_equal_a_recount().await;
+        world.stored_once(rows, 0).await;
     }
 }
 
@@ -244,15 +228,10 @@ async fn an_insert_that_was_never_answered_is_stored_once_after_a_restart() {
     let (fake, daemon) = start(&world, "flush_interval_seconds: 0.1").await;
     fake.plan([Fate::Hang]);
     world.publish("app.start", event("a")).await;
-    eventually("the insert is stored", async || {
-        let attempts = fake.attempts();
-        (attempts.first()?.answer == Some(200)).then_some(())
-    })
-    .await;
+    fake.stores_the_first().await;
     daemon.kill();
     let _daemon = Daemon::start(&world.dir.path().join("analytics.yml"));
-    world.settled(1, 0).await;
-    world.views_equal_a_recount().await;
+    world.stored_once(1, 0).await;
     fake.repeats_are_alike();
     assert_eq!(fake.attempts().len(), 2);
 }
@@ -288,16 +267,15 @@ async fn clickhouse_may_be_away_for_long_and_is_not_run_over_when_it_is_back() {
     assert_eq!(world.stored().await, 0);
 
     fake.set(Presence::Here);
-    world.settled(EVENTS, 0).await;
-    world.views_equal_a_recount().await;
+    world.stored_once(EVENTS, 0).await;
     fake.repeats_are_alike();
     assert!(fake.most_open() <= 2, "{} at a time", fake.most_open());
     let answers = fake.attempts().into_iter().map(|attempt| attempt.answer);
     let bad: Vec<_> = answers.filter(|answer| *answer != Some(200)).collect();
     assert!(bad.is_empty(), "{bad:?}");
 
-    let stream = jetstream.get_stream("ANALYTICS").await;
-    let consumer = stream.unwrap().consumer_info("analytics-processor").await;
+    let stream = world.nats.stream().await;
+    let consumer = stream.consumer_info("analytics-processor").await;
     assert_eq!(consumer.unwrap().num_redelivered, 0);
     let log = daemon.log();
     assert_eq!(log.matches("checkpoint taken over").count(), 1, "{log}");

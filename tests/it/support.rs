@@ -2,6 +2,7 @@
 //! database each, and the binary itself. A server that is missing is a failure.
 
 pub mod backup;
+pub mod checkpoint;
 pub mod clickhouse;
 pub mod daemon;
 pub mod events;
@@ -146,6 +147,15 @@ impl World {
             .with_database(&self.database)
     }
 
+    /// Runs a statement to its end, which a mutation's is when the rows have changed.
+    pub async fn run(&self, sql: &str) {
+        let statement = self.clickhouse().query_raw(sql);
+        let statement = statement.with_setting("mutations_sync", "1").execute();
+        statement
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
     /// The rows of a query, each a JSON object; none while the table is not there.
     pub async fn rows(&self, sql: &str) -> Vec<Value> {
         self.ask(sql).await.unwrap_or_default()
@@ -210,10 +220,19 @@ impl World {
         );
     }
 
+    /// Waits as [`settled`](Self::settled) does: every event is another one, and counts
+    /// once in every view.
+    pub async fn stored_once(&self, events: u64, dead_letters: u64) {
+        self.settled(events, dead_letters).await;
+        let different =
+            "SELECT uniqExact(stream_seq, batch_index, received_at) AS n FROM analytics_events";
+        assert_eq!(self.number(different).await, events);
+        self.views_equal_a_recount().await;
+    }
+
     /// The stream's identity, the value of the column `stream`.
     pub async fn stream(&self) -> String {
-        let stream = self.nats.jetstream().await.get_stream("ANALYTICS").await;
-        StreamId::of(&stream.unwrap()).to_string()
+        StreamId::of(&self.nats.stream().await).to_string()
     }
 
     /// Publishes to `fechatter.analytics.` and the rest of a subject; returns the

@@ -41,11 +41,9 @@ async fn a_part_that_clickhouse_lost_is_found_and_filled_also_where_its_token_is
     let server = Server::spawn(&mut clickhouse(dir.path(), port));
     let world = World::with_servers(Nats::start().await, &server.url);
     let config = world.config("batch_size: 500, flush_interval_seconds: 0.1", "");
-    let daemon = Daemon::start(&config);
-    daemon.logs("checkpoint taken over").await;
+    let daemon = Daemon::at_work(&config).await;
     // A merged part's sources would take its place.
-    let stop_merges = world.clickhouse().query("SYSTEM STOP MERGES");
-    stop_merges.execute().await.unwrap();
+    world.run("SYSTEM STOP MERGES").await;
     publish_samples(&world, EVENTS as usize).await;
     world.publish("app.start", b"\xff".as_slice()).await;
     world.settled(EVENTS, 1).await;
@@ -54,12 +52,7 @@ async fn a_part_that_clickhouse_lost_is_found_and_filled_also_where_its_token_is
     assert_eq!(of_lane(&report)["stream"]["messages"], EVENTS + 1);
 
     // As if they had never been committed; the log of their tokens stays.
-    world
-        .clickhouse()
-        .query("SYSTEM STOP MERGES")
-        .execute()
-        .await
-        .unwrap();
+    world.run("SYSTEM STOP MERGES").await;
     let parts = world
         .rows("SELECT if(table = 'analytics_events', argMin(path, min_block_number), argMax(path, min_block_number)) AS path FROM system.parts WHERE active AND database = currentDatabase() AND table IN ('analytics_events', 'session_totals') GROUP BY table")
         .await;
@@ -82,15 +75,13 @@ async fn a_part_that_clickhouse_lost_is_found_and_filled_also_where_its_token_is
     assert!(differ.contains("session_totals"), "{report}");
 
     // A running daemon stands by meanwhile, and continues afterwards.
-    let daemon = Daemon::start(&config);
-    daemon.logs("checkpoint taken over").await;
+    let daemon = Daemon::at_work(&config).await;
     let (code, report) = verify(&config, &["--repair"]);
     assert_eq!((code, &report["exact"]), (0, &true.into()), "{report}");
     assert_eq!(of_lane(&report)["repaired"]["events"], EVENTS - stored);
     daemon.logs("standing by").await;
     world.publish("app.start", event("after")).await;
-    world.settled(EVENTS + 1, 1).await;
-    world.views_equal_a_recount().await;
+    world.stored_once(EVENTS + 1, 1).await;
     let (code, report) = verify(&config, &[]);
     assert_eq!(code, 0, "{report}");
 }
@@ -110,7 +101,7 @@ async fn its_memory_does_not_grow_with_the_messages() {
     let world = World::new().await;
     let config = world.config("flush_interval_seconds: 0.1", "");
     let daemon = Daemon::start_with(&config, &[], "info");
-    daemon.logs("checkpoint taken over").await;
+    daemon.takes_over().await;
     // 200 MB that nobody can read, then 1 MB that is many events.
     let (messages, events) = (400, 140_000);
     for _ in 0..messages {
@@ -142,12 +133,11 @@ async fn its_memory_does_not_grow_with_the_messages() {
 async fn an_event_that_is_stored_twice_is_told_of_and_left() {
     let world = World::new().await;
     let config = world.config("flush_interval_seconds: 0.1", "");
-    let daemon = Daemon::start(&config);
-    daemon.logs("checkpoint taken over").await;
+    let _daemon = Daemon::at_work(&config).await;
     world.publish("app.start", event("a")).await;
     world.settled(1, 0).await;
     let twice = "INSERT INTO analytics_events SELECT * FROM analytics_events";
-    world.clickhouse().query(twice).execute().await.unwrap();
+    world.run(twice).await;
     let (code, report) = verify(&config, &["--repair"]);
     assert_eq!(
         (code, &of_lane(&report)["days"][0]["duplicate_events"]),
@@ -165,13 +155,13 @@ async fn an_event_that_is_stored_twice_is_told_of_and_left() {
 async fn a_database_that_is_gone_is_said_and_not_waited_for() {
     let world = World::new().await;
     let config = world.config("flush_interval_seconds: 0.1", "");
-    let daemon = Daemon::start(&config);
-    daemon.logs("checkpoint taken over").await;
+    let daemon = Daemon::at_work(&config).await;
     world.publish("app.start", event("a")).await;
     world.settled(1, 0).await;
     daemon.stop().await;
-    let drop = format!("DROP DATABASE {}", world.database);
-    world.clickhouse().query(&drop).execute().await.unwrap();
+    world
+        .run(&format!("DROP DATABASE {}", world.database))
+        .await;
     for arguments in [&["verify"][..], &["verify", "--repair"]] {
         let output = command(&config).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
@@ -194,11 +184,9 @@ async fn a_database_that_is_gone_is_said_and_not_waited_for() {
 async fn a_view_that_is_gone_is_not_exact() {
     let world = World::new().await;
     let config = world.config("flush_interval_seconds: 0.1", "");
-    let daemon = Daemon::start(&config);
-    daemon.logs("checkpoint taken over").await;
+    let _daemon = Daemon::at_work(&config).await;
     let view = "event_counts_by_type_mv";
-    let drop = format!("DROP TABLE {view}");
-    world.clickhouse().query(&drop).execute().await.unwrap();
+    world.run(&format!("DROP TABLE {view}")).await;
     publish_samples(&world, 300).await;
     world.settled(300, 0).await;
     let (code, report) = verify(&config, &[]);
@@ -220,7 +208,7 @@ async fn a_view_that_is_gone_is_not_exact() {
     let (_, statement) = file.split_once("CREATE MATERIALIZED VIEW").unwrap();
     let statement = statement.split(";\n").next().unwrap();
     let create = format!("CREATE MATERIALIZED VIEW{statement}");
-    world.clickhouse().query(&create).execute().await.unwrap();
+    world.run(&create).await;
     assert_eq!(verify(&config, &["--repair"]).0, 0);
     world.views_equal_a_recount().await;
 }
@@ -230,16 +218,7 @@ async fn a_view_that_is_gone_is_not_exact() {
 async fn rows_that_no_event_explains_are_told_of_and_left() {
     let world = World::new().await;
     let config = world.config("flush_interval_seconds: 0.1", "");
-    let daemon = Daemon::start(&config);
-    daemon.logs("checkpoint taken over").await;
-    let run = async |sql: &str| {
-        let run = world
-            .clickhouse()
-            .query(sql)
-            .with_setting("mutations_sync", "1");
-        let run = run.execute().await;
-        run.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    };
+    let _daemon = Daemon::at_work(&config).await;
     for sql in [
         // A target that a view of another table fills, too.
         "CREATE TABLE activity (date Date, name String, n UInt64) ENGINE = SummingMergeTree PARTITION BY date ORDER BY (date, name) SETTINGS non_replicated_deduplication_window = 10000",
@@ -252,12 +231,14 @@ async fn rows_that_no_event_explains_are_told_of_and_left() {
         // Somebody's own, with a name like those of the daemon's.
         "CREATE TABLE rebuilt_by_hand_1 (a UInt8) ENGINE = MergeTree ORDER BY a",
     ] {
-        run(sql).await;
+        world.run(sql).await;
     }
     publish_samples(&world, 300).await;
     world.settled(300, 0).await;
     // A day that differs, and could be built again if it were not for these rows.
-    run("ALTER TABLE daily_active_users DELETE WHERE user_id NOT LIKE 'somebody%'").await;
+    world
+        .run("ALTER TABLE daily_active_users DELETE WHERE user_id NOT LIKE 'somebody%'")
+        .await;
     let (code, report) = verify(&config, &["--repair"]);
     assert_eq!(code, 1, "{report}");
     assert_eq!(of_lane(&report)["repaired"]["days_left"], 2, "{report}");
@@ -283,7 +264,9 @@ async fn rows_that_no_event_explains_are_told_of_and_left() {
         assert_eq!(world.number(sql).await, rows, "{sql}");
     }
     // Once they are gone, the day is built.
-    run("ALTER TABLE daily_active_users DELETE WHERE user_id LIKE 'somebody%'").await;
+    world
+        .run("ALTER TABLE daily_active_users DELETE WHERE user_id LIKE 'somebody%'")
+        .await;
     let (code, report) = verify(&config, &["--repair"]);
     assert_eq!((code, &report["exact"]), (0, &true.into()), "{report}");
     world.views_equal_a_recount().await;
@@ -293,18 +276,9 @@ async fn rows_that_no_event_explains_are_told_of_and_left() {
 async fn views_of_views_are_compared_and_built_again_where_that_can_be_done() {
     let world = World::new().await;
     let config = world.config("flush_interval_seconds: 0.1", "");
-    let daemon = Daemon::start(&config);
-    daemon.logs("checkpoint taken over").await;
+    let _daemon = Daemon::at_work(&config).await;
     let window = "SETTINGS non_replicated_deduplication_window = 10000";
     let other = format!("{}_other", world.database);
-    let run = async |sql: &str| {
-        let run = world
-            .clickhouse()
-            .query(sql)
-            .with_setting("mutations_sync", "1");
-        let run = run.execute().await;
-        run.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    };
     for sql in [
         format!("CREATE DATABASE {other}"),
         // In another database.
@@ -316,7 +290,7 @@ async fn views_of_views_are_compared_and_built_again_where_that_can_be_done() {
         format!("CREATE TABLE days (date Date, n UInt64) ENGINE = SummingMergeTree PARTITION BY date ORDER BY date {window}"),
         "CREATE MATERIALIZED VIEW days_mv TO days AS SELECT date, sum(count) AS n FROM event_counts_by_type GROUP BY date".to_owned(),
     ] {
-        run(&sql).await;
+        world.run(&sql).await;
     }
     publish_samples(&world, 2000).await;
     world.settled(2000, 0).await;
@@ -332,8 +306,8 @@ async fn views_of_views_are_compared_and_built_again_where_that_can_be_done() {
         "{said}"
     );
 
-    run("TRUNCATE TABLE errors").await;
-    run(&format!("TRUNCATE TABLE {other}.received")).await;
+    world.run("TRUNCATE TABLE errors").await;
+    world.run(&format!("TRUNCATE TABLE {other}.received")).await;
     let (code, report) = verify(&config, &[]);
     assert_eq!(code, 1, "{report}");
     for view in ["errors", &format!("{other}.received")] {
@@ -345,7 +319,7 @@ async fn views_of_views_are_compared_and_built_again_where_that_can_be_done() {
         );
     }
     // The view of a view is right after its source is.
-    run("ALTER TABLE error_tracking DELETE WHERE 1").await;
+    world.run("ALTER TABLE error_tracking DELETE WHERE 1").await;
     let (code, report) = verify(&config, &["--repair"]);
     assert_eq!((code, &report["exact"]), (0, &true.into()), "{report}");
     world.views_equal_a_recount().await;
@@ -361,15 +335,13 @@ async fn views_of_views_are_compared_and_built_again_where_that_can_be_done() {
 async fn a_repair_that_is_killed_half_way_is_gone_on_with_by_the_daemon() {
     let world = World::new().await;
     let config = world.config("batch_size: 10, flush_interval_seconds: 0.1", "");
-    let daemon = Daemon::start(&config);
-    daemon.logs("checkpoint taken over").await;
+    let daemon = Daemon::at_work(&config).await;
     publish_samples(&world, 100).await;
     world.settled(100, 0).await;
     daemon.stop().await;
-    let lose = "ALTER TABLE analytics_events DELETE WHERE stream_seq > 50";
-    let lose = world.clickhouse().query(lose);
-    let lose = lose.with_setting("mutations_sync", "1").execute();
-    lose.await.unwrap();
+    world
+        .run("ALTER TABLE analytics_events DELETE WHERE stream_seq > 50")
+        .await;
     let mut repair = command(&config);
     repair.args(["verify", "--repair"]);
     let repair = repair
@@ -379,16 +351,11 @@ async fn a_repair_that_is_killed_half_way_is_gone_on_with_by_the_daemon() {
     let stored = world.stored().await;
     assert!((60..100).contains(&stored), "{stored}");
 
-    let daemon = Daemon::start(&config);
-    daemon.logs("checkpoint taken over").await;
-    world.settled(100, 0).await;
-    world.views_equal_a_recount().await;
+    let _daemon = Daemon::at_work(&config).await;
+    world.stored_once(100, 0).await;
     // What is new is not looked for.
     publish_samples(&world, 50).await;
     world.settled(150, 0).await;
-    let jetstream = world.nats.jetstream().await;
-    let bucket = jetstream.get_key_value("analytics-checkpoints").await;
-    let record = bucket.unwrap().get("ANALYTICS.analytics-processor").await;
-    let record = String::from_utf8(record.unwrap().unwrap().to_vec()).unwrap();
+    let record = world.record().await.to_string();
     assert!(!record.contains("look_until"), "{record}");
 }

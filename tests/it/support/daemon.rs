@@ -41,6 +41,13 @@ impl Daemon {
         Self::start_with(config, &[], "debug")
     }
 
+    /// One that has taken the checkpoint over.
+    pub async fn at_work(config: &Path) -> Self {
+        let daemon = Self::start(config);
+        daemon.takes_over().await;
+        daemon
+    }
+
     pub fn start_with(config: &Path, arguments: &[&str], log_filter: &str) -> Self {
         let mut command = command(config);
         command
@@ -90,6 +97,12 @@ impl Daemon {
         Self::spawn(command, log)
     }
 
+    /// As [`start_logging_to`](Self::start_logging_to), one that this happens to, such as
+    /// `kill@after-insert:1`; nothing where it is empty.
+    pub fn start_with_fault(log: &Path, config: &Path, fault: &str) -> Self {
+        Self::start_logging_to(log, config, &[("ANALYTICS_FAULT", fault)])
+    }
+
     /// `analytics-server verify --repair` instead, which works like a daemon, on the same
     /// checkpoint, until it is done.
     pub fn repair_logging_to(log: &Path, config: &Path) -> Self {
@@ -134,6 +147,11 @@ impl Daemon {
             self.log().contains(text).then_some(())
         })
         .await;
+    }
+
+    /// Waits until the checkpoint is its own.
+    pub async fn takes_over(&self) {
+        self.logs("checkpoint taken over").await;
     }
 
     /// The address that it listens on.

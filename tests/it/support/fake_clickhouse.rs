@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::clickhouse;
+use super::{clickhouse, eventually};
 
 /// What becomes of an insert that arrived.
 #[derive(Debug, Clone)]
@@ -124,6 +124,15 @@ impl FakeClickHouse {
 
     pub fn attempts(&self) -> Vec<Attempt> {
         self.inserts().attempts.clone()
+    }
+
+    /// Waits until the first attempt is stored, answered or not.
+    pub async fn stores_the_first(&self) {
+        eventually("the insert is stored", async || {
+            let attempts = self.attempts();
+            (attempts.first()?.answer == Some(200)).then_some(())
+        })
+        .await;
     }
 
     /// The most inserts that were under way at a time.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use async_nats::jetstream;
+use async_nats::jetstream::stream::Stream;
 use tempfile::TempDir;
 
 use super::clickhouse::free_port;
@@ -85,6 +86,12 @@ impl Nats {
         jetstream::new(self.client().await)
     }
 
+    /// The daemon's stream.
+    pub async fn stream(&self) -> Stream {
+        let stream = self.jetstream().await.get_stream("ANALYTICS").await;
+        stream.unwrap()
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -103,21 +110,27 @@ impl Nats {
         self.child.wait().unwrap();
     }
 
-    /// What a server that was killed has on its disk.
-    pub fn copy_of_data(&self) -> TempDir {
+    /// Kills the server and starts it again: what it had on its disk in between.
+    pub async fn restart_and_copy(&mut self) -> TempDir {
+        self.kill();
         let copy = tempfile::tempdir().unwrap();
         copy_files(
             &self.dir.path().join("jetstream"),
             &copy.path().join("jetstream"),
         );
+        self.start_again();
+        self.is_back().await;
         copy
     }
 
-    /// Gives a server that was killed the data of before.
-    pub fn go_back_to(&self, copy: &TempDir) {
+    /// Kills the server and starts it again with what it had on its disk before.
+    pub async fn restart_from(&mut self, copy: &TempDir) {
+        self.kill();
         let data = self.dir.path().join("jetstream");
         std::fs::remove_dir_all(&data).unwrap();
         copy_files(&copy.path().join("jetstream"), &data);
+        self.start_again();
+        self.is_back().await;
     }
 
     /// Starts it again on the same port and data.
