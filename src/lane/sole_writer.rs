@@ -104,21 +104,18 @@ impl SoleWriter {
     /// Makes sure that this lane is still the only one, unless it was sure of it a short
     /// while ago.
     pub async fn confirm(&self) -> Result<(), NotAlone> {
-        let mut confirmed = self.confirmed.lock().await;
-        if !confirmed.is_younger_than(self.lease / 2) {
-            self.renew().await?;
-            *confirmed = Moment::now();
+        let confirmed = *self.confirmed.lock().await;
+        match confirmed.is_younger_than(self.lease / 2) {
+            true => Ok(()),
+            false => self.renew().await,
         }
-        Ok(())
     }
 
     /// Renews the registration again and again.
     pub async fn keep(&self) -> Result<Infallible, NotAlone> {
         loop {
             tokio::time::sleep(self.lease / 4).await;
-            let mut confirmed = self.confirmed.lock().await;
             self.renew().await?;
-            *confirmed = Moment::now();
         }
     }
 
@@ -135,13 +132,18 @@ impl SoleWriter {
     async fn renew(&self) -> Result<(), NotAlone> {
         let Store { clickhouse, .. } = &self.store;
         let what = "registering as the writer of a table";
+        // ClickHouse's time of the registration is later than this.
+        let begun = Moment::now();
         self.store
             .ask(what, || {
                 writers::register(clickhouse, &self.registration, true)
             })
             .await;
         match self.other().await {
-            None => Ok(()),
+            None => {
+                *self.confirmed.lock().await = begun;
+                Ok(())
+            }
             Some(other) => {
                 self.release().await;
                 Err(self.not_alone(other))
