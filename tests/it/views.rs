@@ -121,7 +121,7 @@ const NOT_COMPARED: [(Operators, &str); 8] = [
             "SummingMergeTree PARTITION BY date ORDER BY (date, k, l)",
             "SELECT toDate(server_ts) AS date, client_id AS k, client_id AS l, count() AS n FROM analytics_events GROUP BY date, client_id, session_id",
         ),
-        "groups by something else",
+        "groups by something other",
     ),
     (
         Operators::new(
@@ -148,7 +148,7 @@ const NOT_COMPARED: [(Operators, &str); 8] = [
             SUMS,
             "SELECT toDate(server_ts) AS date, client_id AS k, toUInt64(1) AS n FROM analytics_events",
         ),
-        "groups by something else",
+        "groups by something other",
     ),
 ];
 
